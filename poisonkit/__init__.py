@@ -1,0 +1,1 @@
+"""poisonkit: train, repair, certify and measure image classifiers when some of the training data is poisoned."""

@@ -1,0 +1,56 @@
+"""Every error poisonkit raises on purpose, and the one sentence they share.
+
+A message reads *name must be RULE, got VALUE; remedy*, on one line.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+
+class PoisonkitError(Exception):
+    """Any error raised on purpose by poisonkit."""
+
+
+class ArgumentError(PoisonkitError, ValueError):
+    """An argument breaks its rule."""
+
+
+class BudgetError(PoisonkitError, ValueError):
+    """A poison changes more than its budget allows."""
+
+
+class DataError(PoisonkitError, ValueError):
+    """A file is not what its format says: truncated, mislabelled, of the wrong shape, or malicious."""
+
+
+class RunError(PoisonkitError, RuntimeError):
+    """A run directory cannot be written, or cannot be resumed as asked."""
+
+
+class MissingError(PoisonkitError, ImportError):
+    """An optional package or a compiled extension is needed and not there."""
+
+
+def fail(
+    name: str,
+    rule: str,
+    got: object,
+    remedy: str = "",
+    error: type[PoisonkitError] = ArgumentError,
+) -> NoReturn:
+    """Raise ``error`` with the shared sentence."""
+    raise error(f"{name} must be {rule}, got {got}" + (f"; {remedy}" if remedy else ""))
+
+
+def require(
+    condition: bool,
+    name: str,
+    rule: str,
+    got: object,
+    remedy: str = "",
+    error: type[PoisonkitError] = ArgumentError,
+) -> None:
+    """Raise ``error`` with the shared sentence unless ``condition`` holds."""
+    if not condition:
+        fail(name, rule, got, remedy, error)
