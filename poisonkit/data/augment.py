@@ -1,0 +1,47 @@
+"""Random crops and flips on the device, each a function of a key and of an image's place in its data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from poisonkit.errors import require
+from poisonkit.random import Key
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Shift each image by up to ``crop`` pixels on zero padding, then mirror half of them.
+
+    crop  pixels of zero padding on every side, of which a random window of the image's size is kept
+    flip  whether to mirror an image left to right with probability one half
+    """
+
+    crop: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.crop >= 0, "crop", "0 or more pixels", self.crop)
+
+    def __call__(self, images: Tensor, positions: Tensor, key: Key) -> Tensor:
+        """Augmented images: uint8 [B, C, H, W] to the same.
+
+        Image i depends on its own pixels, ``positions[i]`` (int64 [B], on the same device: its row
+        in the training set) and ``key`` alone, so neither on the batch nor on the device. Pass a
+        key per epoch.
+        """
+        if not self.crop and not self.flip:
+            return images
+        count, _, height, width = images.shape
+        span = 2 * self.crop + 1
+        down, right, mirror = key.below((span, span, 2), positions).unbind(1)
+        if self.crop:
+            # Every window is a view of the padded images; only the one drawn is copied
+            windows = pad(images, (self.crop,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+            images = windows[torch.arange(count, device=images.device), :, down, right]
+        if self.flip:
+            images = torch.where(mirror.bool()[:, None, None, None], images.flip(3), images)
+        return images

@@ -1,0 +1,84 @@
+"""Crops and flips: worked by hand, and a function of key and position alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from poisonkit.data.augment import Augment
+from poisonkit.errors import ArgumentError
+from poisonkit.random import Key, key
+
+
+class Fixed(Key):
+    """A key whose every draw is given: (down, right, mirror)."""
+
+    def below(self, limits: tuple[int, ...], positions: Tensor) -> Tensor:
+        assert limits == (3, 3, 2)
+        return torch.tensor([[0, 0, 0], [1, 1, 0], [2, 1, 0], [1, 0, 1]])[positions]
+
+
+def test_pixels_by_hand() -> None:
+    image = torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.uint8).view(1, 1, 2, 3)
+    moved = Augment(crop=1)(image.expand(4, 1, 2, 3), torch.arange(4), Fixed(0))
+    assert moved.flatten(1).tolist() == [
+        [0, 0, 0, 0, 1, 2],  # the window at the upper left corner of the padding
+        [1, 2, 3, 4, 5, 6],  # in the middle
+        [4, 5, 6, 0, 0, 0],  # one row further down
+        [2, 1, 0, 5, 4, 0],  # one column to the left, then mirrored
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 7), st.integers(1, 7)),
+    crop=st.integers(0, 3),
+    flip=st.booleans(),
+    data=st.data(),
+)
+def test_each_image_as_if_alone(shape: tuple[int, int, int], crop: int, flip: bool, data: st.DataObject) -> None:
+    positions = torch.tensor(data.draw(st.lists(st.integers(0, 2**40), min_size=1, max_size=6)))
+    images = torch.randint(0, 256, (len(positions), *shape), dtype=torch.uint8, generator=key(1).generator())
+    augment, stream = Augment(crop, flip), key(0).child("augment", 3)
+    together = augment(images, positions, stream)
+    assert (together.shape, together.dtype) == (images.shape, torch.uint8)
+    for i, position in enumerate(positions):
+        # Pixel by pixel from the definition
+        down, right, mirror = stream.below((2 * crop + 1, 2 * crop + 1, 2), position[None])[0].tolist()
+        expected = torch.zeros(shape, dtype=torch.uint8)
+        _, height, width = shape
+        for y in range(height):
+            for x in range(width):
+                row, column = y + down - crop, (width - 1 - x if mirror and flip else x) + right - crop
+                if 0 <= row < height and 0 <= column < width:
+                    expected[:, y, x] = images[i, :, row, column]
+        assert torch.equal(together[i], expected)
+
+
+def test_nothing_to_do() -> None:
+    images = torch.arange(24, dtype=torch.uint8).view(2, 1, 3, 4)
+    assert torch.equal(Augment(0, flip=False)(images, torch.arange(2), key(0)), images)
+    assert Augment()(images[:0], torch.arange(0), key(0)).shape == (0, 1, 3, 4)
+
+
+def test_epochs_and_positions_differ() -> None:
+    image = torch.arange(1, 101, dtype=torch.uint8).view(1, 1, 10, 10).expand(200, 1, 10, 10)
+    first, second = (Augment()(image, torch.arange(200), key(0).child("augment", epoch)) for epoch in (0, 1))
+    assert 100 < len(first.flatten(1).unique(dim=0)) <= 162  # 81 windows, mirrored or not
+    assert not torch.equal(first, second)
+
+
+def test_images_are_not_changed_in_place() -> None:
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=key(1).generator())
+    before = images.clone()
+    for augment in (Augment(), Augment(0), Augment(2, flip=False)):
+        augment(images, torch.arange(4), key(0))
+    assert torch.equal(images, before)
+
+
+def test_rejects() -> None:
+    with pytest.raises(ArgumentError, match="crop must be 0 or more"):
+        Augment(-1)
