@@ -1,0 +1,226 @@
+"""The training loop. The weights are a function of the rows (in their order), the recipe and the key.
+
+Nothing else reaches them: no global random state, no clock, no environment, no other rows. On one
+machine with one number of threads a run repeated, or killed and resumed, gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from poisonkit.errors import PoisonkitError, RunError, fail, require
+from poisonkit.random import Key
+from poisonkit.train.checkpoints import load, save_tensors, sweep
+from poisonkit.train.recipe import Recipe
+from poisonkit.types import ImageDataset
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch of training did.
+
+    number    1 for the first, ``total`` for the last
+    lr        learning rate of its last step
+    loss      mean over rows as they were trained on
+    accuracy  share of rows classified right as they were trained on, augmented and in training mode
+    """
+
+    number: int
+    total: int
+    lr: float
+    loss: float
+    accuracy: float
+
+    def __str__(self) -> str:
+        return f"epoch {self.number}/{self.total}: loss {self.loss:.4f}, accuracy {self.accuracy:.4f}, lr {self.lr:.4g}"
+
+
+OnEpoch = Callable[[Epoch], None]
+
+
+class Job(Protocol):
+    """One network to train: rows of a data set, a recipe and a key."""
+
+    @property
+    def data(self) -> ImageDataset: ...
+    @property
+    def rows(self) -> Tensor: ...
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def key(self) -> Key: ...
+
+
+def fit_job(job: Job, *, directory: Path | None = None, on_epoch: OnEpoch | None = None) -> nn.Module:
+    """:func:`fit` on the rows of a job."""
+    return fit(job.data.take(job.rows), job.recipe, key=job.key, directory=directory, on_epoch=on_epoch)
+
+
+def fit(
+    data: ImageDataset,
+    recipe: Recipe,
+    *,
+    key: Key,
+    directory: Path | None = None,
+    on_epoch: OnEpoch | None = None,
+    device: torch.device | str | None = None,
+) -> nn.Module:
+    """A network trained on ``data``, in evaluation mode, on ``device`` (by default that of the data).
+
+    With a ``directory``, each epoch ends with ``checkpoint.safetensors`` written there atomically; the
+    same call continues from it, to the same bits on the CPU. The caller deletes it when it has saved
+    the network. ``on_epoch`` is called after each epoch, when its checkpoint is safe; epochs done
+    before are not reported again. No rows at all give the initialised network.
+
+    Raises PoisonkitError where the loss is not finite; RunError where the checkpoint is of another
+    recipe, key or data; DataError where it is damaged (training never goes on from such a file, nor
+    silently starts over).
+    """
+    home = torch.device(device) if device is not None else data.device
+    model = recipe.model.build(data.shape, data.num_classes, key.child("init")).to(home)
+    if recipe.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = sgd(model, recipe)
+    checkpoint = None if directory is None else _Checkpoint(directory, data, recipe, key)
+    done = checkpoint.restore(model, optimizer) if checkpoint else 0
+    data = _resident(data, home)
+    for epoch in range(done, recipe.epochs if len(data) else 0):
+        report = train_epoch(model, optimizer, data, recipe, key=key, epoch=epoch)
+        if checkpoint:
+            checkpoint.save(model, optimizer, epoch + 1)
+        if on_epoch:
+            on_epoch(report)
+    return model.eval()
+
+
+def sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """The optimiser of a recipe; the schedule sets its learning rate at every step."""
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=0.0,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: ImageDataset,
+    recipe: Recipe,
+    *,
+    key: Key,
+    epoch: int,
+    rows: Tensor | None = None,
+) -> Epoch:
+    """One pass over ``rows`` (int64 [n], by default all) of ``data``; ``epoch`` counts from 0.
+
+    A row's augmentation depends on its position in ``data``. Batches hold at most ``batch_size`` rows
+    and differ by at most one. Raises PoisonkitError where the loss or a weight is not finite.
+    """
+    device = next(model.parameters()).device
+    rows = torch.arange(len(data), device=data.device) if rows is None else rows.to(data.device)
+    require(len(rows) > 0, "rows", "1 or more", 0)
+    order = rows[key.child("order", epoch).permutation(len(rows), data.device)]
+    batches = order.tensor_split(-(-len(rows) // recipe.batch_size))
+    total = recipe.epochs * len(batches)
+    augment = key.child("augment", epoch)
+    drops = any(isinstance(module, nn.Dropout) for module in model.modules())
+    settings = optimizer.param_groups[0]
+    # Both stay on the device until the epoch ends: to look at them would stop it at every step
+    losses, hits = torch.zeros(2, len(batches), device=device)
+    model.train()
+    for index, batch in enumerate(batches):
+        step = epoch * len(batches) + index
+        settings["lr"] = recipe.schedule.lr(step, total)
+        momentum = recipe.schedule.momentum(step, total)
+        settings["momentum"] = recipe.momentum if momentum is None else momentum
+        if len(batch) == 1:
+            batch = batch.repeat(2)  # batch normalisation needs a variance
+        images, labels = data.images[batch].to(device), data.labels[batch].to(device)
+        if recipe.augment:
+            images = recipe.augment(images, batch.to(device), augment)
+        with (
+            key.child("dropout", step).ambient((device,)) if drops else nullcontext(),
+            torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"),
+        ):
+            logits = model(images)
+            loss = cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses[index] = loss.detach()
+        hits[index] = (logits.detach().argmax(1) == labels).float().mean()
+    _check_finite(model, losses, epoch)
+    shares = torch.tensor([len(batch) / len(rows) for batch in batches], device=device)
+    return Epoch(epoch + 1, recipe.epochs, settings["lr"], float(losses @ shares), float(hits @ shares))
+
+
+def _check_finite(model: nn.Module, losses: Tensor, epoch: int) -> None:
+    bad = (~losses.isfinite()).nonzero()
+    remedy = "lower the learning rate, or look for extreme pixels"
+    if len(bad):
+        step = int(bad[0])
+        where = f"{float(losses[step])} at epoch {epoch + 1}, step {step + 1} of {len(losses)}"
+        fail("loss", "finite", where, remedy, PoisonkitError)
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            where = f"inf or nan in {name} at epoch {epoch + 1}, step {len(losses)} of {len(losses)}"
+            fail("weights", "finite", where, remedy, PoisonkitError)
+
+
+def _resident(data: ImageDataset, device: torch.device) -> ImageDataset:
+    """``data`` on ``device`` where it fits beside the training; else as it is, to be moved batch by batch."""
+    if device.type == "cuda" and data.images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return data
+    return data.to(device)
+
+
+class _Checkpoint:
+    """Where training stands: the network and its momenta, and of which training they are."""
+
+    def __init__(self, directory: Path, data: ImageDataset, recipe: Recipe, key: Key) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / "checkpoint.safetensors"
+        self.training = {"recipe": repr(recipe), "key": repr(key), "data": data.digest()}
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for name, parameter in model.named_parameters():
+            buffer = optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        save_tensors(self.path, tensors, {**self.training, "epochs": str(epochs)})
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Load the checkpoint, if there is one; the number of epochs done."""
+        sweep(self.path)
+        if not self.path.exists():
+            return 0
+        tensors, metadata = load(self.path)
+        for name, value in self.training.items():
+            require(
+                metadata.get(name) == value,
+                f"the {name} of {self.path}",
+                value,
+                metadata.get(name),
+                "delete the checkpoint to train anew, or choose another directory",
+                RunError,
+            )
+        model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+        for name, parameter in model.named_parameters():
+            if f"momentum.{name}" in tensors:
+                # In the parameter's own memory format, as the optimiser would have made it
+                buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+                optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+        return int(metadata["epochs"])
