@@ -1,0 +1,125 @@
+"""One op, declared once: its reference is its schema, its documentation and its fallback on any device.
+
+``@op(...)`` registers a reference with torch under the namespace ``poisonkit`` and returns the function users call.
+On the CPU the native kernel runs where it was built, on CUDA the Triton module where Triton is there, elsewhere the
+reference. Tests, benches and the docs enumerate ``OPS``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poisonkit.errors import PoisonkitError
+from poisonkit.ops.native import core, forced_isa, threads
+
+# registrations last as long as this object
+_LIBRARY = torch.library.Library("poisonkit", "DEF")  # type: ignore[no-untyped-call]
+
+Arguments = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Arguments an op must refuse, and how."""
+
+    args: Callable[[], Arguments]
+    error: type[PoisonkitError]
+    match: str  # a fragment of the message
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The backward of an op, as torch.library.register_autograd takes it."""
+
+    backward: Callable[..., Any]
+    setup_context: Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Op:
+    """All there is to know about one op."""
+
+    name: str
+    reference: Callable[..., Tensor]
+    check: Callable[..., None]  # shapes and types alone: runs on fake tensors too
+    check_values: Callable[..., None] | None
+    fake: Callable[..., Tensor]
+    samples: Callable[[], Iterator[Arguments]]
+    rejects: tuple[Reject, ...]
+    gradient: Gradient | None
+    native: Callable[..., Tensor] | None  # takes the op's arguments, the forced isa or "", and the number of threads
+    isas: tuple[str, ...]  # the paths of the native kernel
+    triton: str | None  # module with a function of the op's name
+
+    def cpu(self, *args: Any) -> Tensor:
+        self._check(args)
+        forced = forced_isa()
+        if core is None or self.native is None or forced == "reference":
+            return self.reference(*args)
+        return self.native(*args, isa=forced, threads=threads())
+
+    def cuda(self, *args: Any) -> Tensor:
+        self._check(args)
+        if self.triton is None or forced_isa() == "reference" or importlib.util.find_spec("triton") is None:
+            return self.reference(*args)
+        kernel: Callable[..., Tensor] = getattr(importlib.import_module(self.triton), self.name)
+        return kernel(*args)
+
+    def meta(self, *args: Any) -> Tensor:
+        self.check(*args)
+        return self.fake(*args)
+
+    def _check(self, args: Arguments) -> None:
+        self.check(*args)
+        if self.check_values is not None:
+            self.check_values(*args)
+
+
+OPS: dict[str, Op] = {}
+
+
+def op(
+    *,
+    check: Callable[..., None],
+    fake: Callable[..., Tensor],
+    samples: Callable[[], Iterator[Arguments]],
+    rejects: tuple[Reject, ...],
+    check_values: Callable[..., None] | None = None,
+    gradient: Gradient | None = None,
+    native: Callable[..., Tensor] | None = None,
+    isas: tuple[str, ...] = (),
+    triton: str | None = None,
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Declare the op whose reference is the decorated function."""
+
+    def declare(reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        name = reference.__name__
+        declared = Op(name, reference, check, check_values, fake, samples, rejects, gradient, native, isas, triton)
+        # define, impl and register_fake: the custom_op decorator would import a compiler at its first call
+        _LIBRARY.define(name + torch.library.infer_schema(reference, mutates_args=()))  # type: ignore[no-untyped-call]
+        _LIBRARY.impl(name, declared.cpu, "CPU")  # type: ignore[no-untyped-call]
+        _LIBRARY.impl(name, declared.cuda, "CUDA")  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"poisonkit::{name}", declared.meta, lib=_LIBRARY)
+        if gradient is not None:
+            torch.library.register_autograd(
+                f"poisonkit::{name}", gradient.backward, setup_context=gradient.setup_context, lib=_LIBRARY
+            )
+        OPS[name] = declared
+        registered = getattr(torch.ops.poisonkit, name)
+
+        @functools.wraps(reference)
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            result: Tensor = registered(*args, **kwargs)
+            return result
+
+        return call
+
+    return declare
