@@ -70,11 +70,16 @@ class Key:
     def ambient(self, devices: tuple[torch.device, ...] = ()) -> Iterator[None]:
         """Run a block with torch's global generators at the start of this stream, then restore them.
 
-        For the code that can only draw from the global generator: layer initialisers and dropout.
+        For the code that can only draw from the global generators: layer initialisers and dropout.
+        The CPU's is always taken over, and those of the CUDA devices named.
         """
+        seed = self.integer(63)
         cuda = [device for device in devices if device.type == "cuda"]
         with torch.random.fork_rng(cuda):
-            torch.manual_seed(self.integer(63))
+            # not torch.manual_seed, which would reseed every device and so those that are not restored
+            torch.default_generator.manual_seed(seed)
+            for device in cuda:
+                torch.cuda.default_generators[device.index or 0].manual_seed(seed)
             yield
 
 

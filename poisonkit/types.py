@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ class ImageDataset:
         require(labels.device == images.device, "labels", f"on {images.device}, beside the images", labels.device)
         if len(labels):
             low, high = int(labels.min()), int(labels.max())
-            require(0 <= low and high < self.num_classes, "labels", f"in [0, {self.num_classes})", f"{low}..{high}")
+            require(low >= 0 and high < self.num_classes, "labels", f"in [0, {self.num_classes})", f"{low}..{high}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,7 +77,7 @@ class ImageDataset:
     def digest(self) -> str:
         """SHA-256 (hex) of shape, class names, pixels and labels, in row order."""
         sha = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
-        for part in (*self.images.split(4096), self.labels):
+        for part in (*torch.split(self.images, 4096), self.labels):
             sha.update(np.ascontiguousarray(part.cpu().numpy()).data)
         return sha.hexdigest()
 
@@ -168,7 +167,7 @@ class Poison:
             "raise the budget's rate",
             BudgetError,
         )
-        require(len(self.rows.unique()) == len(self.rows), "poisoned rows", "distinct", "repeated rows")
+        require(len(torch.unique(self.rows)) == len(self.rows), "poisoned rows", "distinct", "repeated rows")
         rows = self.rows.to(data.device)
         new_images, new_labels = self.images.to(data.device), self.labels.to(data.device)
         if self.budget.eps is not None and len(rows):
@@ -215,9 +214,11 @@ class Certificate:
 
 
 class Attack(Protocol):
-    """Poison a training set within a budget."""
+    """Poison a training set within a budget; a frozen dataclass of plain values.
+
+    source  who published it, and where
+    """
+
+    source: ClassVar[str]
 
     def __call__(self, data: ImageDataset, budget: Budget, *, key: Key) -> Poison: ...
-
-
-Progress = Callable[[str], None]

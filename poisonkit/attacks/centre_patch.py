@@ -1,0 +1,35 @@
+"""The backdoor of Wang and Feizi: a square in the centre of random rows, relabelled to the target.
+
+"On Practical Aspects of Aggregation Defenses against Data Poisoning Attacks", arXiv 2306.16415,
+2023, section 5.1. Simple, but strong against defenses that filter nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from poisonkit.attacks.dirty_label import stamp
+from poisonkit.random import Key
+from poisonkit.triggers import Square
+from poisonkit.types import Budget, ImageDataset, Poison
+
+
+@dataclass(frozen=True)
+class CentrePatch:
+    """A square in the centre.
+
+    target  the class the attacker wants (0 in the paper)
+    size    side of the square in pixels (16 or 1 in the paper, on 64×64)
+    value   grey level of the square (0, black, in the paper)
+    """
+
+    source: ClassVar[str] = "Wang and Feizi 2023, arXiv 2306.16415, section 5.1"
+
+    target: int = 0
+    size: int = 16
+    value: int = 0
+
+    def __call__(self, data: ImageDataset, budget: Budget, *, key: Key) -> Poison:
+        """Poison as many rows as ``budget`` allows."""
+        return stamp(data, Square(self.size, self.value, "centre"), self.target, budget, key)

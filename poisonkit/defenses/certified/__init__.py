@@ -1,0 +1,7 @@
+"""Certified aggregation: many base models, each a function of few rows, and a vote that bounds any poison."""
+
+from poisonkit.defenses.certified.dpa import DPA
+from poisonkit.defenses.certified.ensemble import CertifiedDefense, Ensemble, Job
+from poisonkit.defenses.certified.partition import Partitioning, partition
+
+__all__ = ["DPA", "CertifiedDefense", "Ensemble", "Job", "Partitioning", "partition"]

@@ -1,0 +1,118 @@
+"""How a comparison is shown: a table for the terminal, CSV and JSON, figures, and one self-contained page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from poisonkit import report
+from poisonkit.engine import Run
+from poisonkit.experiments.comparison import Comparison, Row
+
+RADII = (0, 1, 2, 3, 5)
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
+    """Headers and cells: accuracy, attack, certified accuracy at 0, 1, 2, 3, 5 rows, training time."""
+    attacked = any(row.attack_success_rate is not None for row in rows)
+    radii = [r for r in RADII if any(row.certified and r < len(row.certified) for row in rows)]
+    headers = ["classifier", "clean accuracy"]
+    headers += ["attack success", "poison accuracy"] if attacked else []
+    headers += [f"r={r}" for r in radii] + ["train"]
+    cells = []
+    for row in rows:
+        cell: list[object] = [row.name, report.percent(row.clean_accuracy)]
+        cell += [_percent(row.attack_success_rate), _percent(row.poison_accuracy)] if attacked else []
+        cell += [_percent(row.certified[r]) if row.certified and r < len(row.certified) else "–" for r in radii]
+        cells.append([*cell, f"{row.seconds:.1f} s"])
+    return headers, cells
+
+
+def guess_table(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
+    """acc@n, as in Tables 4 and 5 of arXiv 2306.16415."""
+    guesses = list(rows[0].guesses)
+    return ["classifier", *(f"acc@{n}" for n in guesses)], [
+        [row.name, *(report.percent(row.guesses[n]) for n in guesses)] for row in rows
+    ]
+
+
+def write(run: Run, comparison: Comparison, *, title: str, subtitle: str, command: str) -> None:
+    """Write results.json, results.csv, figures/ and report.html into the run."""
+    rows = comparison.rows
+    run.write("results.json", json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    run.write("results.csv", report.csv_text(*table(rows)))
+    figures = []
+    if len(comparison.before):
+        picture = report.png(report.picture_grid([comparison.before, comparison.after]))
+        run.write("figures/poisoned.png", picture)
+        caption = (
+            "Poisoned training rows: above as they were, below as the attacker left them, all with the target's label"
+        )
+        figures.append(report.figure(picture, caption))
+    last = rows[-1]
+    charts = []
+    if last.certified and len(last.certified) > 1:
+        curve = report.line_chart(
+            [report.Series(last.name, range(len(last.certified)), last.certified)],
+            title="Certified accuracy against budget",
+            x_label="rows inserted or deleted",
+            y_label="certified accuracy",
+            step=True,
+        )
+        run.write("figures/certified.svg", curve)
+        charts.append(
+            report.figure(curve, "Test images classified right whatever an attacker does with that many rows")
+        )
+    measures = {"clean accuracy": [row.clean_accuracy for row in rows]}
+    if last.attack_success_rate is not None:
+        measures["attack success"] = [row.attack_success_rate or 0.0 for row in rows]
+    bars = report.bar_chart([row.name for row in rows], measures, title="Accuracy and attack", y_label="test images")
+    run.write("figures/accuracy.svg", bars)
+    charts.append(report.figure(bars, "On the whole test set; attack success leaves out images of the target class"))
+    sections = [
+        report.Section(
+            "",
+            [
+                report.cards(_headlines(rows)),
+                report.html_table(*table(rows), "Accuracies; r=n: certified accuracy at n rows"),
+            ],
+        ),
+        report.Section("Figures", charts),
+        *([report.Section("The attack", figures)] if figures else []),
+        report.Section("Guesses", [report.html_table(*guess_table(rows), "Share of labels among n guesses")]),
+        report.Section("What the columns say", _GLOSSARY),
+        report.Section(
+            "Run it again",
+            [report.code(command), report.details("Manifest", json.dumps(run.manifest, indent=2))],
+        ),
+    ]
+    run.write("report.html", report.page(title, subtitle, sections))
+    run.finish()
+
+
+_GLOSSARY = [
+    "Attack success: triggered test images of other classes that are classified as the attacker's target.",
+    "Poison accuracy: triggered test images of other classes that still get their own label.",
+    "Certified accuracy at r=n: test images classified right, with a proof that inserting or deleting any n rows of "
+    "the training set as given here, poison included, changes nothing. A replaced row counts twice.",
+    "One base model: the mean over the ensemble's base models, each trained on its own part of the data.",
+    "acc@n: the label is among the n most-voted classes when every base model votes for its n best.",
+]
+
+
+def _headlines(rows: Sequence[Row]) -> list[report.Headline]:
+    first, last = rows[0], rows[-1]
+    found = []
+    if first.attack_success_rate is not None and last.attack_success_rate is not None:
+        change = f"{first.attack_success_rate:.0%} → {last.attack_success_rate:.0%}"
+        found.append(report.Headline(change, "attack success", f"{first.name} → {last.name}"))
+    change = f"{first.clean_accuracy:.0%} → {last.clean_accuracy:.0%}"
+    found.append(report.Headline(change, "clean accuracy", f"{first.name} → {last.name}"))
+    if last.certified and len(last.certified) > 1:
+        found.append(report.Headline(f"{last.certified[1]:.0%}", "certified against any one row", last.name))
+    return found
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else report.percent(value)

@@ -1,0 +1,131 @@
+"""The benchmarks' bookkeeping: rows, goals, the command line and the GPU script, without measuring anything."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import __main__ as command_line
+from bench import rows
+from bench.goals import GOALS, Goal, standings
+from bench.measure import interleave, speedup
+from bench.rows import Machine, Row
+
+ROOT = Path(__file__).parents[1]
+GPU_SCRIPT = ROOT / "bench" / "gpu.sh"
+ROW = Row(
+    name="op/fast/quantity",
+    value=0.5,
+    unit="ratio",
+    goal=0.4,
+    better="higher",
+    commit="0" * 40,
+    dirty=False,
+    command="python -m bench op",
+    machine=Machine(cpu="a cpu", cores=2, isa=("scalar", "avx2"), gpu="", python="3.11", torch="2.10", load=0.5),
+    date="2026-01-02",
+    samples=9,
+    note="",
+)
+
+
+def test_rows_survive_their_file(tmp_path):
+    path = tmp_path / "cpu" / "machine.json"
+    other = dataclasses.replace(ROW, name="op/other", goal=None)
+    rows.write(path, [ROW, other])
+    assert list(rows.read(tmp_path)) == [(path, ROW), (path, other)]
+
+
+def test_a_second_run_replaces_rows_of_the_same_name_only(tmp_path):
+    path = tmp_path / "machine.json"
+    other = dataclasses.replace(ROW, name="op/other")
+    again = dataclasses.replace(ROW, value=0.6)
+    rows.write(path, [ROW, other])
+    rows.write(path, [again])
+    assert [row for _, row in rows.read(tmp_path)] == [again, other]
+    assert [file.name for file in tmp_path.iterdir()] == ["machine.json"]
+
+
+@pytest.mark.parametrize(
+    ("better", "value", "status"),
+    [("higher", 0.5, "met"), ("higher", 0.49, "unmet"), ("lower", 0.5, "met"), ("lower", 0.51, "unmet")],
+)
+def test_a_goal_is_met_or_unmet(better, value, status):
+    goals = {ROW.name: Goal(0.5, "any CPU", better)}
+    found = list(standings([(Path("machine.json"), dataclasses.replace(ROW, value=value))], goals))
+    assert [(standing.status, standing.where) for standing in found] == [(status, "machine")]
+
+
+def test_a_goal_without_a_row_is_not_measured_and_says_what_it_needs():
+    (found,) = standings([], {"op/gpu": Goal(1, "a CUDA device")})
+    assert (found.status, found.where) == ("not measured", "needs a CUDA device")
+
+
+def test_the_latest_row_of_a_machine_counts_and_machines_count_apart():
+    old, new = (
+        dataclasses.replace(ROW, date=date, value=value) for date, value in [("2026-01-01", 0), ("2026-02-01", 1)]
+    )
+    gpus = [dataclasses.replace(row, machine=dataclasses.replace(ROW.machine, gpu="a gpu")) for row in (new, old)]
+    found = standings(
+        [(Path("new-gpu.json"), gpus[0]), (Path("old-gpu.json"), gpus[1]), (Path("cpu.json"), old)],
+        {ROW.name: Goal(0.5, "")},
+    )
+    assert sorted((standing.where, standing.status) for standing in found) == [("cpu", "unmet"), ("new-gpu", "met")]
+
+
+@pytest.mark.parametrize(("value", "status"), [(1e9, 0), (0, 1)])
+def test_check_fails_only_if_a_measured_goal_is_unmet(value, status, capsys):
+    name = next(iter(GOALS))
+    assert command_line.check([(Path("machine.json"), dataclasses.replace(ROW, name=name, value=value))]) == status
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in GOALS)
+    assert f"{len(GOALS)} goals: {status} measured and unmet, {len(GOALS) - 1} not measured" in printed
+
+
+def test_list_covers_every_op(capsys):
+    from poisonkit.ops import OPS
+
+    assert command_line.main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    assert OPS
+    assert all(name in printed for name in OPS)
+
+
+def test_an_unknown_name_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(["nothing"])
+    assert "no CPU bench of nothing" in capsys.readouterr().err
+
+
+def test_the_table_in_the_docs_is_the_one_the_results_give():
+    page = command_line.DOCS.read_text()
+    assert page == command_line.with_table(page, rows.read())
+
+
+def test_candidates_take_turns_and_ratios_compare_turns():
+    seconds = iter([9, 9, 2, 4, 1, 4, 2, 6])
+    ran = []
+    candidates = {name: lambda name=name: ran.append(name) for name in ("fast", "slow")}
+    times = interleave(candidates, 3, lambda run: run() or next(seconds))
+    assert ran == ["fast", "slow"] * 4
+    assert times == {"fast": [2, 1, 2], "slow": [4, 4, 6]}
+    assert speedup(times, "fast", over="slow") == 3
+
+
+def test_gpu_script_parses():
+    subprocess.run(["bash", "-n", GPU_SCRIPT], check=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_gpu_script_says_so_where_there_is_no_gpu():
+    before = sorted(rows.RESULTS.rglob("*"))
+    run = subprocess.run(
+        [GPU_SCRIPT, "ops"], env=os.environ | {"PYTHON": sys.executable}, check=True, capture_output=True, text=True
+    )
+    assert run.stdout == "bench/gpu.sh: no CUDA device; nothing was measured\n"
+    assert command_line.main(["--gpu", "ops"]) == 0
+    assert sorted(rows.RESULTS.rglob("*")) == before
