@@ -1,0 +1,117 @@
+"""python -m bench: measure on this machine, or say how what was measured stands against the goals."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from bench import rows
+from bench.goals import GOALS, standings
+from bench.rows import Row
+
+DOCS = rows.ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- python -m bench writes this table -->\n", "<!-- end of the table -->\n"
+
+
+def hash_bench() -> Iterator[Row]:
+    from bench import weighted_sum_hash
+
+    yield from weighted_sum_hash.bench()
+
+
+# Op -> its measurements on a CPU. A bench imports what it measures against, so each is imported when it runs.
+CPU: dict[str, Callable[[], Iterator[Row]]] = {"weighted_sum_hash": hash_bench}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="the ops to measure on the CPU; all by default")
+    parser.add_argument("--list", action="store_true", help="what there is to measure")
+    parser.add_argument("--check", action="store_true", help="every goal: met, unmet, or not measured")
+    parser.add_argument("--gpu", choices=("ops", "dpa"), help="measure a part on the GPU, as bench/gpu.sh does")
+    arguments = parser.parse_args(argv)
+    if arguments.list:
+        return listing()
+    if arguments.check:
+        return check(rows.read())
+    if unknown := set(arguments.names) - set(CPU):
+        parser.error(f"no CPU bench of {', '.join(sorted(unknown))}; there is {', '.join(CPU)}")
+    rows.commit()  # before this run changes the tree
+    torch.set_num_threads(1)
+    if arguments.gpu and not torch.cuda.is_available():
+        print("no CUDA device; nothing was measured")
+    elif arguments.gpu:
+        from bench import gpu
+
+        keep(gpu.PARTS[arguments.gpu]())
+    else:
+        for name in arguments.names or CPU:
+            keep(CPU[name]())
+    return 0
+
+
+def keep(measured: Iterable[Row]) -> None:
+    """Print the rows as they come, then put them into their machine's file and the table of the docs."""
+    found = [show(row) for row in measured]
+    first = found[0]
+    if first.machine.gpu:
+        path = rows.RESULTS / "gpu" / f"{first.date}-{rows.slug(first.machine.gpu)}.json"
+    else:
+        machine = first.machine
+        path = rows.RESULTS / "cpu" / f"{rows.slug(f'{machine.cpu} {machine.cores} cores {machine.isa[-1]}')}.json"
+    rows.write(path, found)
+    DOCS.write_text(with_table(DOCS.read_text(), rows.read()))
+    if first.machine.gpu and "OUT" in os.environ:
+        shutil.copy(path, os.environ["OUT"])
+
+
+def show(row: Row) -> Row:
+    print(f"{row.name:55} {row.value:10g} {row.unit:6} {row.note}", flush=True)
+    return row
+
+
+def listing() -> int:
+    from poisonkit.ops import OPS
+
+    for name in sorted({*OPS, *CPU}):
+        cpu = f"python -m bench {name}" if name in CPU else "no CPU bench"
+        print(f"{name:24} {cpu:36} GPU: bench/gpu.sh ops")
+    return 0
+
+
+def check(measured: Iterable[tuple[Path, Row]]) -> int:
+    """Print every goal; 1 if a measured one is unmet."""
+    found = list(standings(measured))
+    for standing in found:
+        sign = "≥" if standing.goal.better == "higher" else "≤"
+        value = f"{standing.row.value:g} " if standing.row else ""
+        dirty = ", of a changed tree" if standing.row and standing.row.dirty else ""
+        print(
+            f"{standing.status:13} {standing.name:50} {value}{sign} {standing.goal.value:g} ({standing.where}{dirty})"
+        )
+    unmet = sum(standing.status == "unmet" for standing in found)
+    missing = sum(standing.status == "not measured" for standing in found)
+    print(f"{len(GOALS)} goals: {unmet} measured and unmet, {missing} not measured yet (those do not fail this check)")
+    return 1 if unmet else 0
+
+
+def with_table(page: str, measured: Iterable[tuple[Path, Row]]) -> str:
+    """``page`` with its table made anew from the result files."""
+    before, rest = page.split(BEGIN)
+    after = rest.split(END)[1]
+    lines = ["| what | value | goal | machine | date, commit |", "|---|---|---|---|---|"]
+    for path, row in measured:
+        goal = GOALS[row.name].value if row.name in GOALS else ""
+        taken = f"{row.date}, {row.commit[:10]}{' + changes' if row.dirty else ''}"
+        lines.append(f"| {row.name} | {row.value:g} {row.unit} | {goal} | {path.stem} | {taken} |")
+    return before + BEGIN + "\n".join(lines) + "\n" + END + after
+
+
+if __name__ == "__main__":
+    sys.exit(main())
