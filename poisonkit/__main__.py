@@ -25,6 +25,7 @@ from poisonkit.engine import Progress, Run, environment
 from poisonkit.errors import ArgumentError, DataError, PoisonkitError, fail, require
 from poisonkit.experiments import EXPERIMENTS, RECIPES, compare, page
 from poisonkit.models import MODELS
+from poisonkit.ops.weighted_sum_hash import MAX_DIM
 from poisonkit.random import key
 from poisonkit.train import Recipe
 from poisonkit.types import Attack, Budget, ImageDataset
@@ -161,8 +162,7 @@ def _run(arguments: argparse.Namespace, options: list[str]) -> None:
     require(0 <= arguments.rate <= 1, "--rate", "a fraction in [0, 1]", arguments.rate)
     require(arguments.limit is None or arguments.limit >= 1, "--limit", "at least 1 row", arguments.limit)
     require(arguments.threads is None or arguments.threads >= 1, "--threads", "at least 1", arguments.threads)
-    device = _device(arguments.device)
-    key(arguments.seed)
+    key(arguments.seed)  # refuses a seed out of range
     plan = Plan(
         arguments.data,
         arguments.limit,
@@ -175,6 +175,7 @@ def _run(arguments: argparse.Namespace, options: list[str]) -> None:
     if arguments.dry_run:
         print(json.dumps(plan.manifest(), indent=2))
         return
+    device = _device(arguments.device)
     train, test = load(arguments.data, arguments.root)
     if arguments.limit:
         train, test = (part.take(torch.arange(min(len(part), arguments.limit))) for part in (train, test))
@@ -217,6 +218,7 @@ def _execute(
     subtitle = f"{attack} {len(train):,} training images of {plan.data}; measured on {len(test):,} test images"
     page.write(run, comparison, title=f"poisonkit: {name} on {plan.data}", subtitle=subtitle, command=command)
     print(report.text_table(*page.table(comparison.rows)))
+    print("r=n: certified accuracy, right whatever an attacker does with n inserted or deleted training rows")
     print(f"\n{run.directory / 'report.html'}")
 
 
@@ -239,8 +241,17 @@ def _summary(kind: type) -> str:
 
 def _info(arguments: argparse.Namespace, options: list[str]) -> None:
     _no_options(options)
-    facts = {**environment(), **ops.build_info()}
-    print(report.text_table(["what", "value"], [[name, str(value)] for name, value in facts.items()]))
+    facts: dict[str, Any] = {**environment(), **ops.build_info()}
+    rows = [
+        (f"{name} {part}", fact)
+        for name, value in facts.items()
+        for part, fact in (value.items() if isinstance(value, dict) else [("", value)])
+    ]
+    print(report.text_table(["what", "value"], [[name.strip(), _plain(fact)] for name, fact in rows]))
+
+
+def _plain(fact: Any) -> str:
+    return ", ".join(map(str, fact)) or "none" if isinstance(fact, list | tuple) else str(fact)
 
 
 def _hash(arguments: argparse.Namespace, options: list[str]) -> None:
@@ -264,6 +275,8 @@ def _rows(path: Path) -> tuple[torch.Tensor, bool]:
             array.dtype == np.uint8 and array.ndim >= 2, "FILE", "uint8 rows", f"{path}: {array.dtype} {array.shape}"
         )
         return torch.from_numpy(array).flatten(1), True
+    size = path.stat().st_size
+    require(size <= MAX_DIM, "FILE", f"at most {MAX_DIM:,} bytes", f"{path}: {size:,}", error=DataError)
     content = np.frombuffer(path.read_bytes(), dtype=np.uint8).copy()
     return torch.from_numpy(content)[None], False
 

@@ -28,5 +28,5 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str | int]:
         "hash_isa": ops.isas()[-1],
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "mkl": os.environ.get("MKL_CBWR", ""),
+        "mkl_cbwr": os.environ.get("MKL_CBWR", "not set"),
     }

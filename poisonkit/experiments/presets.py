@@ -16,13 +16,13 @@ from poisonkit.types import Attack
 RECIPES: dict[str, Recipe] = {
     "digits": Recipe(
         model=ResNet(8, 32, stem="small"),
-        epochs=20,
+        epochs=30,
         batch_size=16,
-        schedule=OneCycle(0.005, 0.1, 0.00005),
-        augment=None,
+        schedule=OneCycle(0.01, 0.1, 0.00005),
+        augment=Augment(crop=1, flip=False),
     ),
     "cifar10": Recipe(
-        model=ResNet(8, 32, stem="small"), epochs=8, batch_size=64, schedule=OneCycle(0.02, 0.2), augment=Augment()
+        model=ResNet(8, 16, stem="small"), epochs=10, batch_size=64, schedule=OneCycle(0.02, 0.2), augment=Augment()
     ),
     "imagenet64": Recipe(model=ResNet(50, 128), batch_size=512),
 }

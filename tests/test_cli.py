@@ -1,0 +1,171 @@
+"""The command line: what it prints, what it writes, and one line with exit status 2 where something is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from poisonkit import ops
+from poisonkit.__main__ import main
+from poisonkit.attacks import ATTACKS
+from poisonkit.data import DATASETS
+from poisonkit.defenses import DEFENSES
+
+SMALL = [
+    *["--data", "digits", "--attack", "badnets_white", "--attack.size", "1", "--rate", "0.05"],
+    *["--defense", "dpa", "--defense.partitions", "3", "--limit", "120", "--seed", "7"],
+    *["--recipe.model.width", "8", "--recipe.epochs=1"],
+]
+
+
+def test_run_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["run", *SMALL, "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^dpa +\d+\.\d %", shown, re.MULTILINE)
+    rows = json.loads((out / "results.json").read_text())
+    assert [row["name"] for row in rows] == ["undefended", "base model (1/3 of data)", "dpa"]
+    assert len(rows[2]["certified"]) == 2  # no radius beyond 3 // 2
+    assert rows[2]["certified"][0] == rows[2]["clean_accuracy"] == rows[2]["guesses"]["1"]
+    plan = json.loads((out / "manifest.json").read_text())["plan"]
+    assert (plan["attack"]["size"], plan["recipe"]["model"]["width"], plan["seed"]) == (1, 8, 7)
+    page = (out / "report.html").read_text()
+    assert "base model (1/3 of data)" in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert (out / "figures" / "poisoned.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("undefended", "dpa/partition-0000"):
+        lines = (out / name / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["number"] for line in lines] == [1]
+    # again: nothing is trained, the same table
+    assert main(["run", *SMALL, "--out", str(out)]) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_run_without_attack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    clean = ["run", "--data", "digits", "--attack", "none", "--defense.partitions", "1", "--limit", "40"]
+    assert main([*clean, "--recipe.model.width", "8", "--recipe.epochs", "1", "--out", str(out)]) == 0
+    assert "attack success" not in capsys.readouterr().out
+    assert not (out / "poison.safetensors").exists()
+
+
+def test_run_with_other_arguments_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "run")]
+    assert main(["run", *SMALL, *out]) == 0
+    capsys.readouterr()
+    assert main(["run", *SMALL, "--seed", "8", *out]) == 2
+    error = capsys.readouterr().err
+    assert re.match(r"poisonkit: plan.seed of the run in .* must be 7, as it was started, got 8; .*--overwrite", error)
+    assert main(["run", *SMALL, "--seed", "8", *out, "--overwrite"]) == 0
+
+
+def test_dry_run_needs_no_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["run", "--data", "imagenet64", "--root", str(tmp_path / "none"), "--dry-run"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["recipe"]["model"] == {
+        "class": "ResNet",
+        "depth": 50,
+        "width": 128,
+        "scaling": "all",
+        "stem": "imagenet",
+        "dropout": 0.0,
+    }
+    assert not (tmp_path / "none").exists()
+
+
+def test_options_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--data", "cifar10", "--options"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"--defense.partitions +16", shown)
+    assert re.search(r"--recipe.schedule.peak +0.2", shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["walk"], "invalid choice: 'walk'"),
+        (["run"], "the following arguments are required: --data"),
+        (["run", "--data", "mnist"], "invalid choice: 'mnist'"),
+        (["run", "--data", "digits", "--attack", "magic"], "invalid choice: 'magic'"),
+        (["run", "--data", "digits", "--rate", "2"], r"--rate must be a fraction in \[0, 1\], got 2.0"),
+        (["run", "--data", "digits", "--rate", "much"], "invalid float value: 'much'"),
+        (["run", "--data", "digits", "--limit", "0"], "--limit must be at least 1 row, got 0"),
+        (["run", "--data", "digits", "--defense.partitions", "0"], "partitions must be at least 1, got 0"),
+        (["run", "--data", "digits", "--defense.k", "3"], "an option below --defense must be one of .*got --defense.k"),
+        (["run", "--data", "digits", "--attack.target", "10"], r"target must be a class in \[0, 10\), got 10"),
+        (["run", "--data", "digits", "--attack.size", "9"], "size must be at most the image's 8x8, got 9"),
+        (["run", "--data", "digits", "--attack.size"], "options must be of the form --option value"),
+        (["run", "--data", "digits", "--speed", "3"], "an option must be one of .*, got --speed"),
+        (["run", "--data", "digits", "--device", "abacus"], "--device must be cpu, cuda or cuda:N, got abacus"),
+        (["run", "--data", "digits", "--seed", "-1"], r"seed must be in \[0, 2\^64\), got -1"),
+        (["run", "--data", "cifar10", "--root", "/nowhere"], "/nowhere"),
+        (["run", "--data", "cifar10"], "root"),
+        (["hash", "/nowhere"], "FILE must be a file, got /nowhere"),
+        (["hash", "--seed", "-1", "/dev/null"], "must be"),
+        (["list", "--fast"], "arguments must be those that --help lists, got --fast"),
+        (["convert", "/nowhere", "/tmp/x"], "/nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_arguments_are_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    assert re.match(f"poisonkit: .*{message}", captured.err), captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    for name in [*ATTACKS, *DEFENSES, *DATASETS, "resnet50", "demo"]:
+        assert re.search(rf"^{re.escape(name)} ", shown, re.MULTILINE), name
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("poisonkit", "torch", "threads", "core", "cuda"):
+        assert re.search(rf"^{name}\b", shown, re.MULTILINE), name
+
+
+def test_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = np.stack([np.arange(12288) % 256, np.full(12288, 255)]).astype(np.uint8)
+    np.save(tmp_path / "rows.npy", rows.reshape(2, 3, 64, 64))
+    (tmp_path / "file").write_bytes(rows[0].tobytes())
+    assert main(["hash", str(tmp_path / "rows.npy"), str(tmp_path / "file")]) == 0
+    ramp, white, file = capsys.readouterr().out.splitlines()
+    # vectors anyone can recompute from the published stream of weights
+    assert ramp == f"012734707987956 246519511086142 12288 {tmp_path / 'rows.npy'}[0]"
+    assert white == f"187717817426925 238800835935740 12288 {tmp_path / 'rows.npy'}[1]"
+    assert file == f"012734707987956 246519511086142 12288 {tmp_path / 'file'}"
+    assert main(["hash", "--seed", "1", str(tmp_path / "file")]) == 0
+    expected = ops.weighted_sum_hash(torch.from_numpy(rows[:1]), ops.hash_weights(12288, seed=1))[0].tolist()
+    assert capsys.readouterr().out.split()[:2] == [f"{value:015d}" for value in expected]
+
+
+def test_hash_refuses_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "floats.npy", np.zeros((2, 3)))
+    (tmp_path / "torn.npy").write_bytes((tmp_path / "floats.npy").read_bytes()[:90])
+    (tmp_path / "large").write_bytes(bytes(2**20 + 1))
+    for name, rule in [
+        ("floats.npy", "uint8 rows"),
+        ("torn.npy", "a whole .npy file"),
+        ("large", "at most 1,048,576 bytes"),
+    ]:
+        assert main(["hash", str(tmp_path / name)]) == 2
+        assert re.match(f"poisonkit: .*{rule}", capsys.readouterr().err)
