@@ -58,4 +58,4 @@ $(VENV)/.extras: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf build dist *.egg-info poisonkit/*.so
+	rm -rf build dist *.egg-info poisonkit/*.so $(VENV)/.installed $(VENV)/.extras

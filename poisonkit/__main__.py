@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ from poisonkit.defenses import DEFENSES
 from poisonkit.defenses.certified import CertifiedDefense
 from poisonkit.engine import Progress, Run, environment
 from poisonkit.errors import ArgumentError, DataError, PoisonkitError, fail, require
-from poisonkit.experiments import EXPERIMENTS, RECIPES, compare, page
+from poisonkit.experiments import EXPERIMENTS, RECIPES, compare, page, prepare
 from poisonkit.models import MODELS
 from poisonkit.ops.weighted_sum_hash import MAX_DIM
 from poisonkit.random import key
@@ -46,12 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         arguments, options = _parser().parse_known_args(argv)
+        arguments.shown = shlex.join(["poisonkit", *argv])
         arguments.command(arguments, options)
     except PoisonkitError as error:
         print(f"poisonkit: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("poisonkit: interrupted; the same command takes up where it stopped", file=sys.stderr)
+        print("poisonkit: interrupted; a run takes up where it stopped, unless told to --overwrite", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,7 +83,7 @@ def _parser() -> Parser:
     run.add_argument("--rate", type=float, default=0.01, help="fraction of rows to poison (default: %(default)s)")
     run.add_argument("--defense", default="dpa", choices=list(DEFENSES), help="(default: %(default)s)")
     run.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    run.add_argument("--limit", type=int, metavar="N", help="use the first N training and N test rows only")
+    run.add_argument("--limit", type=int, metavar="N", help="use N training and N test rows only, spread evenly")
     run.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     run.add_argument("--threads", type=int, help="CPU threads (default: torch's); recorded, since results depend on it")
     run.add_argument("--out", help="run directory (default: runs/DATA-ATTACK-DEFENSE)")
@@ -133,10 +134,10 @@ class Plan:
 def _demo(arguments: argparse.Namespace, options: list[str]) -> None:
     _no_options(options)
     demo = EXPERIMENTS["demo"]
-    plan = Plan("digits", None, demo.attack, demo.rate, demo.defense, demo.recipe, 0)
-    train, test = load("digits")
-    # one thread: tiny layers gain nothing from more, and lose a lot on a busy machine
-    _execute(plan, train, test, "dpa", arguments.out, arguments.overwrite, 1, "poisonkit demo")
+    plan = Plan(demo.data, None, demo.attack, demo.rate, demo.defense, demo.recipe, 0)
+    train, test = load(demo.data)
+    arguments.threads = 1  # tiny layers gain nothing from more, and lose a lot on a busy machine
+    _execute(plan, train, test, "dpa", arguments)
 
 
 def _run(arguments: argparse.Namespace, options: list[str]) -> None:
@@ -154,14 +155,20 @@ def _run(arguments: argparse.Namespace, options: list[str]) -> None:
             option,
             "--options lists them",
         )
-        parts[part] = config.with_option(parts[part], path, text, part)
+        if option == "--recipe.model" and text in MODELS:
+            parts[part] = replace(parts[part], model=MODELS[text])
+        else:
+            parts[part] = config.with_option(parts[part], path, text, part)
     if arguments.options:
         rows = [leaf for part, value in parts.items() if value is not None for leaf in config.leaves(value, part)]
         print(report.text_table(["option", "value"], [[f"--{name}", str(value)] for name, value in rows]))
         return
     require(0 <= arguments.rate <= 1, "--rate", "a fraction in [0, 1]", arguments.rate)
     require(arguments.limit is None or arguments.limit >= 1, "--limit", "at least 1 row", arguments.limit)
-    require(arguments.threads is None or arguments.threads >= 1, "--threads", "at least 1", arguments.threads)
+    cores = os.cpu_count() or 1
+    threads = arguments.threads
+    require(threads is None or 1 <= threads <= cores, "--threads", f"from 1 to this machine's {cores}", threads)
+    device = _device(arguments.device)
     key(arguments.seed)  # refuses a seed out of range
     plan = Plan(
         arguments.data,
@@ -175,48 +182,41 @@ def _run(arguments: argparse.Namespace, options: list[str]) -> None:
     if arguments.dry_run:
         print(json.dumps(plan.manifest(), indent=2))
         return
-    device = _device(arguments.device)
+    if device.type == "cuda":
+        found = torch.cuda.device_count()
+        require((device.index or 0) < found, "--device", f"one of {found} CUDA devices", device)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic training needs it, and needs it now
     train, test = load(arguments.data, arguments.root)
     if arguments.limit:
-        train, test = (part.take(torch.arange(min(len(part), arguments.limit))) for part in (train, test))
-    out = arguments.out or f"runs/{arguments.data}-{arguments.attack}-{arguments.defense}"
-    command = shlex.join(["poisonkit", *sys.argv[1:]])
-    _execute(
-        plan, train.to(device), test.to(device), arguments.defense, out, arguments.overwrite, arguments.threads, command
-    )
+        train, test = (_spread(part, arguments.limit) for part in (train, test))
+    arguments.out = arguments.out or f"runs/{arguments.data}-{arguments.attack}-{arguments.defense}"
+    _execute(plan, train.to(device), test.to(device), arguments.defense, arguments)
 
 
-def _execute(
-    plan: Plan,
-    train: ImageDataset,
-    test: ImageDataset,
-    name: str,
-    out: str,
-    overwrite: bool,
-    threads: int | None,
-    command: str,
-) -> None:
-    """Run ``plan`` in the directory ``out``, write its page there, and print its table."""
-    if threads:
-        torch.set_num_threads(threads)
-    digests = {"train": train.digest(), "test": test.digest()}
-    manifest = {"plan": plan.manifest(), "digests": digests, "environment": environment(train.device)}
-    run = Run(out, manifest, overwrite=overwrite)
+def _execute(plan: Plan, train: ImageDataset, test: ImageDataset, name: str, arguments: argparse.Namespace) -> None:
+    """Run ``plan`` in its directory, write its page there, and print its table."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    root = key(plan.seed)
+    # before the run directory is touched: what cannot be done must leave nothing behind
+    poison = prepare(train, test, attack=plan.attack, budget=Budget(plan.rate), defense=plan.defense, key=root)
+    data = {"shape": train.shape, "classes": train.classes, "train": train.digest(), "test": test.digest()}
+    manifest = {"plan": plan.manifest(), "data": data, "environment": environment(train.device)}
+    run = Run(arguments.out, manifest, overwrite=arguments.overwrite)
     comparison = compare(
         run,
         train,
         test,
-        attack=plan.attack,
-        budget=Budget(plan.rate),
+        poison=poison,
         defense=plan.defense,
         name=name,
         recipe=plan.recipe,
-        key=key(plan.seed),
+        key=root,
         progress=Progress(),
     )
     attack = f"{plan.attack} on {plan.rate:.2%} of" if plan.attack else "no attack on"
     subtitle = f"{attack} {len(train):,} training images of {plan.data}; measured on {len(test):,} test images"
-    page.write(run, comparison, title=f"poisonkit: {name} on {plan.data}", subtitle=subtitle, command=command)
+    page.write(run, comparison, title=f"poisonkit: {name} on {plan.data}", subtitle=subtitle, command=arguments.shown)
     print(report.text_table(*page.table(comparison.rows)))
     print("r=n: certified accuracy, right whatever an attacker does with n inserted or deleted training rows")
     print(f"\n{run.directory / 'report.html'}")
@@ -309,8 +309,14 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         fail("--device", "cpu, cuda or cuda:N", name)
-    require(device.type != "cuda" or torch.cuda.is_available(), "--device", "present", name, "no CUDA device was found")
+    require(device.type in ("cpu", "cuda"), "--device", "cpu, cuda or cuda:N", name)
     return device
+
+
+def _spread(data: ImageDataset, rows: int) -> ImageDataset:
+    """``rows`` rows spread evenly, since many data sets are sorted by class."""
+    rows = min(rows, len(data))
+    return data.take(torch.arange(rows) * len(data) // rows)
 
 
 if __name__ == "__main__":

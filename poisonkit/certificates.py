@@ -74,6 +74,20 @@ def guess_set(top: Tensor, num_classes: int, order: Tensor | None = None) -> Ten
     return torch.cat(guesses)
 
 
+def class_order(num_classes: int, order: Tensor | None = None) -> Tensor:
+    """``order``, or 0, 1, ..., K-1, as int64 [K]. Raises ArgumentError where it is no permutation of K >= 2 classes."""
+    require(num_classes >= 2, "num_classes", "at least 2", num_classes)
+    classes = torch.arange(num_classes)
+    order = classes if order is None else order.cpu().to(torch.int64)
+    require(
+        order.shape == classes.shape and bool((order.sort().values == classes).all()),
+        "order",
+        f"a permutation of 0..{num_classes - 1}",
+        order.tolist() if order.numel() <= 16 else f"{order.numel()} entries",
+    )
+    return order
+
+
 def _check_top(top: Tensor, num_classes: int) -> None:
     require(top.ndim == 3, "top", "of shape [k, M, n]", list(top.shape))
     require(top.shape[2] < num_classes, "n", f"below the number of classes {num_classes}", top.shape[2])
@@ -81,16 +95,8 @@ def _check_top(top: Tensor, num_classes: int) -> None:
 
 def _counts(top: Tensor, num_classes: int, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (count int64 [rows, K], order [K]) for chunks of inputs, columns in the class order."""
-    require(num_classes >= 2, "num_classes", "at least 2", num_classes)
+    order = class_order(num_classes, order).to(top.device)
     require(top.shape[0] >= 1, "votes", "of at least one base model", list(top.shape))
-    classes = torch.arange(num_classes, device=top.device)
-    order = classes if order is None else order.to(device=top.device, dtype=torch.int64)
-    require(
-        order.shape == classes.shape and bool((order.sort().values == classes).all()),
-        "order",
-        f"a permutation of 0..{num_classes - 1}",
-        order.tolist() if order.numel() <= 16 else f"{order.numel()} entries",
-    )
     rank = _rank(order)
     rows = max(1, _CHUNK // num_classes)
     for start in range(0, max(1, top.shape[1]), rows):

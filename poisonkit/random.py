@@ -8,6 +8,7 @@ which every certificate in this package rests on.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ class Key:
 
     def child(self, *names: str | int) -> Key:
         """The key below this one; ``child("a", 3)`` is ``child("a").child(3)``."""
-        return Key(self.seed, self.path + names)
+        # an index from numpy or torch names the same stream as the plain integer
+        plain = tuple(name if isinstance(name, str) else operator.index(name) for name in names)
+        return Key(self.seed, self.path + plain)
 
     def integer(self, bits: int = 64) -> int:
         """A uniform integer of ``bits`` bits, a function of the seed and the path alone."""

@@ -169,6 +169,8 @@ class Poison:
         )
         require(len(torch.unique(self.rows)) == len(self.rows), "poisoned rows", "distinct", "repeated rows")
         rows = self.rows.to(data.device)
+        inside = len(rows) == 0 or (int(rows.min()) >= 0 and int(rows.max()) < len(data))
+        require(inside, "poisoned rows", f"row indices in [0, {len(data)})", "others")
         new_images, new_labels = self.images.to(data.device), self.labels.to(data.device)
         if self.budget.eps is not None and len(rows):
             change = int((new_images.to(torch.int16) - data.images[rows].to(torch.int16)).abs().max())

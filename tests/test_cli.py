@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+import poisonkit as pk
+import poisonkit.report
 from poisonkit import ops
 from poisonkit.__main__ import main
 from poisonkit.attacks import ATTACKS
@@ -30,12 +34,18 @@ def test_run_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert re.search(r"^dpa +\d+\.\d %", shown, re.MULTILINE)
     rows = json.loads((out / "results.json").read_text())
     assert [row["name"] for row in rows] == ["undefended", "base model (1/3 of data)", "dpa"]
-    assert len(rows[2]["certified"]) == 2  # no radius beyond 3 // 2
-    assert rows[2]["certified"][0] == rows[2]["clean_accuracy"] == rows[2]["guesses"]["1"]
+    assert len(rows[2]["certified"]["1"]) == 2  # no radius beyond 3 // 2
+    assert rows[2]["certified"]["1"][0] == rows[2]["clean_accuracy"] == rows[2]["guesses"]["1"]
+    assert rows[2]["certified"]["3"][0] == rows[2]["guesses"]["3"] >= rows[2]["guesses"]["1"]
+    sheet = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
+    assert float(sheet[2]["clean_accuracy"]) == rows[2]["clean_accuracy"]
+    assert float(sheet[2]["certified acc@3 r=1"]) == rows[2]["certified"]["3"][1]
+    assert sheet[0]["certified acc@1 r=0"] == ""
     plan = json.loads((out / "manifest.json").read_text())["plan"]
     assert (plan["attack"]["size"], plan["recipe"]["model"]["width"], plan["seed"]) == (1, 8, 7)
     page = (out / "report.html").read_text()
     assert "base model (1/3 of data)" in page
+    assert "Hash collisions between different rows: 0." in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert (out / "figures" / "poisoned.png").read_bytes().startswith(b"\x89PNG")
     for name in ("undefended", "dpa/partition-0000"):
@@ -44,6 +54,42 @@ def test_run_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     # again: nothing is trained, the same table
     assert main(["run", *SMALL, "--out", str(out)]) == 0
     assert capsys.readouterr().out == shown
+
+
+def test_the_ensemble_of_a_run_can_be_used(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["run", *SMALL, "--out", str(out)]) == 0
+    ensemble = pk.engine.load_ensemble(out)
+    _, test = pk.data.load("digits")
+    test = test.take(torch.arange(120) * 360 // 120)
+    accuracy = json.loads((out / "results.json").read_text())[2]["clean_accuracy"]
+    assert pk.metrics.clean_accuracy(ensemble, test) == accuracy
+    assert torch.equal(ensemble.guesses(test.images, 1)[:, 0], ensemble.predict(test.images))
+    within = ensemble.certify_top(test.images, test.labels, 1)
+    assert float((within >= 0).double().mean()) == accuracy
+    (out / "dpa" / "partition-0001" / "model.safetensors").unlink()
+    with pytest.raises(pk.PoisonkitError, match="models must be"):
+        pk.engine.load_ensemble(out)
+
+
+def test_what_cannot_be_compared_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    for option in (["--defense.order", "0,1,2"], ["--attack.size", "9"], ["--attack.target", "10"]):
+        assert main(["run", *SMALL, *option, "--out", str(out)]) == 2
+        assert not out.exists()
+    one_class = tmp_path / "faces" / "train" / "a", tmp_path / "faces" / "test" / "a"
+    for folder in one_class:
+        folder.mkdir(parents=True)
+        (folder / "x.png").write_bytes(pk.report.png(torch.zeros(8, 8, dtype=torch.uint8)))
+    assert main(["run", "--data", "folder", "--root", str(tmp_path / "faces"), "--out", str(out)]) == 2
+    assert "num_classes must be at least 2" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_model_may_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--data", "cifar10", "--recipe.model", "resnet50", "--recipe.model.width=32", "--dry-run"]) == 0
+    model = json.loads(capsys.readouterr().out)["recipe"]["model"]
+    assert (model["depth"], model["width"]) == (50, 32)
 
 
 def test_run_without_attack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +152,13 @@ def test_options_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--data", "digits", "--seed", "-1"], r"seed must be in \[0, 2\^64\), got -1"),
         (["run", "--data", "cifar10", "--root", "/nowhere"], "/nowhere"),
         (["run", "--data", "cifar10"], "root"),
+        (["run", "--data", "digits", "--device", "meta"], "--device must be cpu, cuda or cuda:N, got meta"),
+        (
+            ["run", "--data", "digits", "--device", "cuda:99", "--limit", "50"],
+            "--device must be one of",
+        ),
+        (["run", "--data", "digits", "--threads", "1000000"], "--threads must be from 1 to this machine's"),
+        (["run", "--data", "digits", "--limit", "50", "--out", "/dev/null"], "run directory must be"),
         (["hash", "/nowhere"], "FILE must be a file, got /nowhere"),
         (["hash", "--seed", "-1", "/dev/null"], "must be"),
         (["list", "--fast"], "arguments must be those that --help lists, got --fast"),

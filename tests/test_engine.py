@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from poisonkit.engine import Run, environment
-from poisonkit.errors import DataError, RunError
+from poisonkit.errors import RunError
 
 MANIFEST = {"plan": {"seed": 0, "rate": 0.01}, "environment": environment()}
 
@@ -77,10 +77,38 @@ def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "years"
 
 
-def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises((RunError, DataError), match="manifest"):
-        Run(tmp_path, MANIFEST)
+@pytest.mark.parametrize("content", ["{", "[1]", "null", '{"name": "a browser extension", "manifest_version": 3}'])
+def test_a_manifest_of_something_else_is_never_touched(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    (tmp_path / "thesis.tex").write_text("years")
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match="run directory must be new, empty or a run of poisonkit"):
+            Run(tmp_path, MANIFEST, overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").read_text() == "years"
+    assert (tmp_path / "manifest.json").read_text() == content
+
+
+def test_what_a_killed_start_leaves_behind_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".manifest.json.0123.tmp").write_text("{")
+    run = Run(tmp_path, MANIFEST)
+    run.path("dpa/.model.safetensors.4567.tmp").write_text("half")
+    run.finish()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["digests.json", "manifest.json"]
+
+
+def test_places_where_no_run_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RunError, match="run directory must be one that can be written"):
+            Run(place, MANIFEST)
+
+
+def test_a_damaged_record_means_not_there(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", MANIFEST)
+    run.tensors("a", lambda: artefact(1.0))
+    for content in ("{", "[1]", "{}"):
+        run.path("a.json").write_text(content)
+        assert not run.done("a")
 
 
 DEMO = """

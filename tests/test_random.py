@@ -40,6 +40,7 @@ def test_words_are_integer_arithmetic(seed: int, position: int) -> None:
 
 def test_children() -> None:
     assert key(0).child("a", 3) == key(0).child("a").child(3)
+    assert key(0).child("a", torch.tensor(3)).integer() == key(0).child("a", 3).integer()  # type: ignore[arg-type]
     family = [key(0), key(1), key(0).child("a"), key(0).child("a", 3), key(0).child("a", "3"), key(0).child("a, 3")]
     assert len({member.integer() for member in family}) == len(family)
 

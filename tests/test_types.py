@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from poisonkit.attacks import CentrePatch
+from poisonkit.attacks import BadNetsWhite, CentrePatch
 from poisonkit.errors import ArgumentError, BudgetError
 from poisonkit.random import key
 from poisonkit.triggers import Square
@@ -63,6 +63,10 @@ def test_budget_is_enforced_never_clipped() -> None:
         poison(data, [0, 1], rate=0.1).apply(data)
     with pytest.raises(ArgumentError, match="poisoned rows must be distinct"):
         poison(data, [1, 1], rate=0.5).apply(data)
+    for outside in (-1, 10):
+        stray = replace(poison(data, [0], rate=0.1), rows=torch.tensor([outside]))
+        with pytest.raises(ArgumentError, match=r"poisoned rows must be row indices in \[0, 10\)"):
+            stray.apply(data)
     brighter = poison(data, [0], rate=0.1, eps=8)
     images = brighter.images.to(torch.int16)
     images[0, 0, 0, 0] = (images[0, 0, 0, 0] + 9) if images[0, 0, 0, 0] < 128 else images[0, 0, 0, 0] - 9
@@ -113,6 +117,14 @@ def test_square_by_hand() -> None:
     assert int((white == 255).sum()) == white.numel()
     with pytest.raises(ArgumentError, match="size must be at most the image's 8x8, got 16"):
         Square(16, 0, "centre")(white[..., :8, :8])
+
+
+@pytest.mark.parametrize(("side", "centre", "corner"), [(8, 2, 1), (32, 8, 3), (64, 16, 6)])
+def test_default_sizes_follow_the_papers(side: int, centre: int, corner: int) -> None:
+    data = some_data(size=side)
+    for attack, size in ((CentrePatch(), centre), (BadNetsWhite(), corner)):
+        trigger = attack(data, Budget(0.1), key=key(0)).goal.trigger  # type: ignore[union-attr]
+        assert trigger.size == size
 
 
 def test_certificate() -> None:

@@ -20,14 +20,15 @@ class BadNetsWhite:
     """A white square in the lower right corner.
 
     target  the class the attacker wants
-    size    side of the square in pixels (3 on 32×32, 6 on 64×64)
+    size    side of the square in pixels; None for 3/32 of the image's height: 3 on 32×32, 6 on 64×64
     """
 
     source: ClassVar[str] = "Gu et al. 2017, arXiv 1708.06733"
 
     target: int = 0
-    size: int = 3
+    size: int | None = None
 
     def __call__(self, data: ImageDataset, budget: Budget, *, key: Key) -> Poison:
         """Poison as many rows as ``budget`` allows."""
-        return stamp(data, Square(self.size, 255, "corner"), self.target, budget, key)
+        size = max(1, data.shape[1] * 3 // 32) if self.size is None else self.size
+        return stamp(data, Square(size, 255, "corner"), self.target, budget, key)

@@ -20,16 +20,17 @@ class CentrePatch:
     """A square in the centre.
 
     target  the class the attacker wants (0 in the paper)
-    size    side of the square in pixels (16 or 1 in the paper, on 64×64)
+    size    side of the square in pixels (16 or 1 in the paper, on 64×64); None for a quarter of the image's height
     value   grey level of the square (0, black, in the paper)
     """
 
     source: ClassVar[str] = "Wang and Feizi 2023, arXiv 2306.16415, section 5.1"
 
     target: int = 0
-    size: int = 16
+    size: int | None = None
     value: int = 0
 
     def __call__(self, data: ImageDataset, budget: Budget, *, key: Key) -> Poison:
         """Poison as many rows as ``budget`` allows."""
-        return stamp(data, Square(self.size, self.value, "centre"), self.target, budget, key)
+        size = max(1, data.shape[1] // 4) if self.size is None else self.size
+        return stamp(data, Square(size, self.value, "centre"), self.target, budget, key)

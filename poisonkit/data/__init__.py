@@ -125,12 +125,12 @@ DATASETS: dict[str, Dataset] = {
         ),
     ),
     "folder": Dataset(
-        "any pictures in train/<class>/*.png and test/<class>/*.png",
+        "any pictures in train/<class>/*.png and test/<class>/*.png, read as RGB",
         "yours",
         layouts=(Layout("train/<class>/*.png and test/<class>/*.png", ("train",), read_folder, sized=True),),
     ),
     "parquet": Dataset(
-        "any folder of image shards in the Hugging Face parquet layout",
+        "any folder of image shards in the Hugging Face parquet layout, read as RGB",
         "https://huggingface.co/docs/datasets",
         layouts=(PARQUET,),
     ),

@@ -1,4 +1,4 @@
-"""Encoded pictures (PNG, JPEG, PPM) to one uint8 tensor."""
+"""Encoded pictures (PNG, JPEG, PPM) to one uint8 tensor, always RGB."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ MOST_PIXELS = 4096 * 4096  # of one picture: a file of a few kilobytes can claim
 
 
 def stack(pictures: Iterable[tuple[str, Path | bytes]], n: int, size: int | None = None) -> Tensor:
-    """Decode ``n`` pictures, each a name for messages and a path or the encoded bytes: uint8 [n, C, H, W].
+    """Decode ``n`` pictures, each a name for messages and a path or the encoded bytes: uint8 [n, 3, H, W].
 
-    C is 1 when every picture is grey, and 3 otherwise: a grey one among coloured ones has three equal channels.
-    Palettes, CMYK and RGBA become RGB (transparency is dropped). With ``size`` every picture is resized to size x size,
-    bilinearly; without it they must be of one size. Memory is that of the result and one picture.
+    Every picture becomes RGB: a grey one has three equal channels, and transparency is dropped. With ``size`` every
+    picture is resized to size x size, bilinearly; without it they must be of one size. A row depends on its picture and
+    ``size`` alone. Memory is that of the result and one picture.
 
     Raises DataError, naming the picture, and MissingError without Pillow.
     """
@@ -35,13 +35,11 @@ def stack(pictures: Iterable[tuple[str, Path | bytes]], n: int, size: int | None
     read = 0
     for i, (name, source) in enumerate(pictures):
         image = _decode(name, source, size)
-        c, h, w = image.shape
         if out is None:
-            out = np.empty((n, c, h, w), np.uint8)
+            out = np.empty((n, *image.shape), np.uint8)
+        _, h, w = image.shape
         rule = f"{out.shape[2]}x{out.shape[3]} pixels, as those before it"
         expect((h, w) == out.shape[2:], name, rule, f"{h}x{w}", "pass size= to resize them all")
-        if c == 3 and out.shape[1] == 1:
-            out = np.repeat(out, 3, axis=1)
         expect(i < n, name, f"the last of {n} pictures, one per label", "one more")
         out[i], read = image, i + 1
     expect(out is not None and read == n, "pictures", f"{n}, one per label", read)
@@ -49,12 +47,7 @@ def stack(pictures: Iterable[tuple[str, Path | bytes]], n: int, size: int | None
 
 
 def match(train: ImageDataset, test: ImageDataset) -> tuple[ImageDataset, ImageDataset]:
-    """The two sets with as many channels each: when one is grey and the other is not, the grey one gets three."""
-    c = max(train.shape[0], test.shape[0])
-    train, test = (
-        data if data.shape[0] == c else ImageDataset(data.images.repeat(1, c, 1, 1), data.labels, data.classes)
-        for data in (train, test)
-    )
+    """(train, test), once their images are found to be of one size; raises DataError where they are not."""
     rule = f"{train.shape[1]}x{train.shape[2]} pixels, as the training images"
     got = f"{test.shape[1]}x{test.shape[2]}"
     expect(train.shape == test.shape, "test images", rule, got, "pass size= to resize them all")
@@ -62,7 +55,7 @@ def match(train: ImageDataset, test: ImageDataset) -> tuple[ImageDataset, ImageD
 
 
 def _decode(name: str, source: Path | bytes, size: int | None) -> NDArray[np.uint8]:
-    """One picture as uint8 [C, H, W]."""
+    """One picture as uint8 [3, H, W]."""
     pillow = _pillow()
     try:
         # a name list: Pillow would otherwise try forty decoders, some of which start other programs
@@ -71,14 +64,12 @@ def _decode(name: str, source: Path | bytes, size: int | None) -> NDArray[np.uin
             w, h = picture.size
             rule = f"at most {MOST_PIXELS} pixels"
             expect(w * h <= MOST_PIXELS, name, rule, f"{h}x{w}", "resize it beforehand")
-            if picture.mode in ("P", "RGBA", "CMYK"):
-                image = picture.convert("RGBA").convert("RGB") if picture.mode == "P" else picture.convert("RGB")
-            else:
-                image = picture
-            expect(image.mode in ("L", "RGB"), name, "an 8-bit grey or colour picture", image.mode)
+            known = picture.mode in ("L", "P", "RGB", "RGBA", "CMYK")
+            expect(known, name, "an 8-bit grey or colour picture", picture.mode)
+            image = (picture.convert("RGBA") if picture.mode == "P" else picture).convert("RGB")
             if size is not None and (h, w) != (size, size):
                 image = image.resize((size, size), pillow.Resampling.BILINEAR)
-            pixels = np.asarray(image)
+            return np.moveaxis(np.asarray(image), 2, 0)
     except DataError:
         raise
     except (
@@ -86,7 +77,6 @@ def _decode(name: str, source: Path | bytes, size: int | None) -> NDArray[np.uin
         *(MemoryError, OverflowError, pillow.DecompressionBombError, pillow.DecompressionBombWarning),
     ) as error:
         fail(name, "a whole PNG, JPEG or PPM picture", reason(error), error=DataError)
-    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
 
 
 def _pillow() -> Any:

@@ -18,8 +18,9 @@ def read_folder(folder: str | os.PathLike[str], size: int | None = None) -> tupl
     """(train, test) of a folder with train/<class>/ and test/<class>/ (or val, or validation).
 
     Classes are the names of the folders in train, sorted; rows are sorted by class, then by file name. Pictures are
-    PNG, JPEG or PPM files, as stored or resized to ``size`` x ``size``: uint8 [N, C, H, W]; C is 1 when all are grey
-    and 3 otherwise.
+    PNG, JPEG or PPM files, as stored or resized to ``size`` x ``size``: uint8 [N, 3, H, W]. Grey pictures become RGB
+    too, all grey or not: a certificate needs that one inserted training picture leaves every other row as it was. It
+    takes the classes (the folders of train) and the image size as given.
 
     Raises DataError, naming the file or folder, where one is missing, empty, damaged, of another size than the others,
     or of a class that train lacks; MissingError without Pillow.

@@ -28,9 +28,11 @@ def read_parquet(folder: str | os.PathLike[str], size: int | None = None) -> tup
     """(train, test) of a folder of shards train*.parquet and test*.parquet (or validation*.parquet).
 
     Columns: image (or img), a struct of ``bytes``, a PNG or JPEG file, and ``path``; label (or fine_label), an integer
-    counted from 0. Class names are those of the schema's ``huggingface`` metadata, else "0", "1", ... Images are uint8
-    [N, C, H, W] as stored, or resized to ``size`` x ``size``; C is 1 when all are grey and 3 otherwise. Reads one batch
-    of rows at a time.
+    counted from 0. Class names are those of the schema's ``huggingface`` metadata, else "0", "1", ... to the largest
+    label. Images are uint8 [N, 3, H, W] as stored, or resized to ``size`` x ``size``. Reads a batch of rows at a time.
+
+    Grey pictures become RGB too, all grey or not: a certificate needs that one inserted training row leaves every other
+    row as it was. It takes the classes (the schema's, or their number where it names none) and the image size as given.
 
     Raises DataError, naming the shard (and row), where one is missing, damaged or not so laid out; MissingError without
     pyarrow or Pillow.

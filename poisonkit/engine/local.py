@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from poisonkit.defenses.certified import CertifiedDefense, Ensemble, Job
+from poisonkit.config import from_dict
+from poisonkit.defenses import DEFENSES
+from poisonkit.defenses.certified import CertifiedDefense, Ensemble
 from poisonkit.engine.progress import Progress
 from poisonkit.engine.run import Run
-from poisonkit.train import Epoch, OnEpoch
-from poisonkit.train.checkpoints import write_atomic
+from poisonkit.errors import RunError, require
+from poisonkit.random import key
+from poisonkit.train import Epoch, Job, Recipe, new_model
+from poisonkit.train.checkpoints import load_tensors, write_atomic
+from poisonkit.types import ImageDataset
 
 
-class Fit(Protocol):
-    """Train the model of a job, resumably in ``directory``."""
-
-    def __call__(self, job: Job, *, directory: Path | None = None, on_epoch: OnEpoch | None = None) -> nn.Module: ...
-
-
-def train_model(run: Run, name: str, fit: Fit, job: Job, progress: Progress) -> tuple[nn.Module, float]:
+def train_model(
+    run: Run, name: str, fit: Callable[..., nn.Module], job: Job, progress: Progress
+) -> tuple[nn.Module, float]:
     """The model of ``job``, trained in ``<run>/<name>/`` or loaded from there, and its training time in seconds.
 
+    ``fit`` is :func:`poisonkit.train.fit_job`, or the ``fit`` of a certified defense.
     The folder keeps ``model.safetensors`` and ``metrics.jsonl``, a line an epoch.
     """
     folder = run.path(f"{name}/model.safetensors").parent
@@ -47,7 +51,7 @@ def train_model(run: Run, name: str, fit: Fit, job: Job, progress: Progress) -> 
 
     state = run.tensors(f"{name}/model", compute)
     checkpoint.unlink(missing_ok=True)
-    model = job.recipe.model.build(job.data.shape, job.data.num_classes, job.key).to(job.data.device)
+    model = new_model(job.recipe, job.data, job.key)
     model.load_state_dict(state)
     return model.eval(), sum(line["seconds"] for line in _lines(log))
 
@@ -64,6 +68,30 @@ def train_ensemble(
         total += seconds
     progress.line(f"{name}: {len(jobs)} base models trained")
     return defense.gather(models, jobs[0].data.num_classes), total
+
+
+def load_ensemble(directory: str | Path) -> Ensemble:
+    """The ensemble that a finished run of a certified defense left in ``directory``, on the CPU.
+
+    Raises RunError where a base model is missing, DataError where one is damaged.
+    """
+    directory = Path(directory)
+    manifest = json.loads((directory / "manifest.json").read_text())
+    plan, about = manifest["plan"], manifest["data"]
+    kinds = {kind.__name__: (name, kind) for name, kind in DEFENSES.items()}
+    name, kind = kinds[plan["defense"]["class"]]
+    defense = from_dict(kind, plan["defense"])
+    recipe = defense.base(from_dict(Recipe, plan["recipe"]))
+    empty = ImageDataset(
+        torch.zeros(0, *about["shape"], dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), tuple(about["classes"])
+    )
+    models = {}
+    for path in sorted((directory / name).glob("partition-*/model.safetensors")):
+        model = new_model(recipe, empty, key(0))
+        model.load_state_dict(load_tensors(path))
+        models[int(path.parent.name.removeprefix("partition-"))] = model.eval()
+    require(len(models) > 0, "run", f"one with models below {name}/", directory, "run it to its end", RunError)
+    return defense.gather(models, empty.num_classes)
 
 
 def _lines(log: Path) -> list[dict[str, Any]]:

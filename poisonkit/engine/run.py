@@ -16,11 +16,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from torch import Tensor
 
-from poisonkit.errors import RunError, require
-from poisonkit.train.checkpoints import load_tensors, save_tensors, sweep, write_atomic
+from poisonkit.errors import RunError, fail, require
+from poisonkit.train.checkpoints import load_tensors, save_tensors, write_atomic
+
+FORMAT = "poisonkit run, version 1"
 
 
 class Run:
@@ -34,23 +37,37 @@ class Run:
         never deletes a folder that is no run.
         """
         self.directory = Path(directory)
+        self.manifest = {"format": FORMAT, **manifest}
+        try:
+            self._open(overwrite)
+        except OSError as error:
+            fail("run directory", "one that can be written", self.directory, f"{error}; choose another", RunError)
+
+    def _open(self, overwrite: bool) -> None:
         path = self.directory / "manifest.json"
-        if self.directory.exists() and any(self.directory.iterdir()):
+        here = list(self.directory.iterdir()) if self.directory.is_dir() else []
+        if path in here:
+            old = _manifest(path)
+            if not overwrite:
+                self._check(old, json.loads(json.dumps(self.manifest)))
+            else:
+                # aside first: a kill while deleting leaves no directory that is half a run
+                aside = self.directory.resolve().with_name(f".{self.directory.resolve().name}.{uuid4().hex}.old")
+                self.directory.resolve().rename(aside)
+                shutil.rmtree(aside)
+        else:
+            # a start killed while it wrote its manifest leaves only a temporary file
+            foreign = [each for each in here if not each.match(".manifest.json.*.tmp")]
             require(
-                path.is_file(),
+                not foreign,
                 "run directory",
                 "new, empty or a run of poisonkit",
                 self.directory,
                 "choose another",
                 RunError,
             )
-            if overwrite:
-                shutil.rmtree(self.directory)
-            else:
-                self._check(_manifest(path), json.loads(json.dumps(manifest)))
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.manifest = dict(manifest)
-        write_atomic(path, _json(manifest))
+        write_atomic(path, _json(self.manifest))
 
     def tensors(self, name: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The artefact ``name``: loaded if it is there and whole, else computed and saved."""
@@ -63,8 +80,11 @@ class Run:
     def done(self, name: str) -> bool:
         """Whether the artefact ``name`` is there and its bytes are those that were written."""
         path = self.path(f"{name}.safetensors")
-        record = path.with_suffix(".json")
-        return record.is_file() and path.is_file() and json.loads(record.read_text())["sha256"] == _sha256(path)
+        try:
+            record = json.loads(path.with_suffix(".json").read_text())
+            return bool(record["sha256"] == _sha256(path))
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
 
     def path(self, name: str) -> Path:
         """A path below the run directory, its folder made."""
@@ -80,8 +100,8 @@ class Run:
 
     def finish(self) -> dict[str, str]:
         """Write ``digests.json``, the SHA-256 of every artefact by name; clear what killed writers left behind."""
-        for folder in {path.parent for path in self.directory.rglob(".*.tmp")}:
-            sweep(folder)
+        for temporary in self.directory.rglob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
         digests = {
             path.relative_to(self.directory).with_suffix("").as_posix(): _sha256(path)
             for path in sorted(self.directory.rglob("*.safetensors"))
@@ -111,10 +131,14 @@ def _differences(old: Any, new: Any, name: str) -> list[tuple[str, Any, Any]]:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run of poisonkit, and of nothing else."""
     try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise RunError(f"{path} must be the JSON of a run, got {error}; give another --out") from error
+        manifest = json.loads(path.read_text())
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        fail("run directory", "new, empty or a run of poisonkit", path.parent, "choose another", RunError)
+    return manifest
 
 
 def _json(value: Any) -> bytes:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from poisonkit import certificates, metrics
-from poisonkit.defenses.certified.ensemble import CertifiedDefense, Ensemble, Job
+from poisonkit.defenses.certified import CertifiedDefense, Ensemble, Partitioning
 from poisonkit.engine import Progress, Run, train_ensemble, train_model
+from poisonkit.errors import require
 from poisonkit.random import Key
-from poisonkit.train import Recipe, fit_job
+from poisonkit.train import Job, Recipe, fit_job
 from poisonkit.types import Attack, Backdoor, Budget, ImageDataset, Poison
 
 GUESSES = (1, 3, 5, 10, 20, 50, 100)
@@ -26,8 +27,8 @@ GUESSES = (1, 3, 5, 10, 20, 50, 100)
 class Row:
     """What one classifier did.
 
-    certified  certified accuracy at radius 0, 1, 2, ...; None for a single model, which has none
     guesses    acc@n by n: the label is among the n most-voted classes
+    certified  by n, acc@n certified at radius 0, 1, 2, ...; None for a single model, which has no certificate
     seconds    training time; of one base model for the 1/k baseline
     """
 
@@ -35,18 +36,40 @@ class Row:
     clean_accuracy: float
     attack_success_rate: float | None
     poison_accuracy: float | None
-    certified: tuple[float, ...] | None
     guesses: dict[int, float]
+    certified: dict[int, tuple[float, ...]] | None
     seconds: float
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The rows of the table; and some poisoned rows before and after, uint8 [n, C, H, W]."""
+    """The rows of the table; how the data were split; some poisoned rows before and after, uint8 [n, C, H, W]."""
 
     rows: tuple[Row, ...]
+    partitioning: Partitioning
     before: Tensor
     after: Tensor
+
+
+def prepare(
+    train: ImageDataset,
+    test: ImageDataset,
+    *,
+    attack: Attack | None,
+    budget: Budget,
+    defense: CertifiedDefense,
+    key: Key,
+) -> Poison | None:
+    """The poison of a comparison; raises ArgumentError, before anything is trained, for what cannot be compared."""
+    require(train.shape == test.shape, "test images", f"of shape {train.shape}, as the training images", test.shape)
+    require(len(train) > 0 and len(test) > 0, "data", "at least one training and one test image", (train, test))
+    defense.check(train.num_classes)
+    poison = attack(train, budget, key=key.child("attack")) if attack else None
+    if poison and isinstance(poison.goal, Backdoor):
+        poison.goal.trigger(test.images[:1])
+        other = bool((test.labels != poison.goal.target).any())
+        require(other, "test images", f"not all of the target class {poison.goal.target}", "no other")
+    return poison
 
 
 def compare(
@@ -54,8 +77,7 @@ def compare(
     train: ImageDataset,
     test: ImageDataset,
     *,
-    attack: Attack | None,
-    budget: Budget,
+    poison: Poison | None,
     defense: CertifiedDefense,
     name: str,
     recipe: Recipe,
@@ -63,7 +85,6 @@ def compare(
     progress: Progress,
 ) -> Comparison:
     """Run the main job in ``run``, resuming what is already there; ``name`` is the defense's."""
-    poison = attack(train, budget, key=key.child("attack")) if attack else None
     dirty = poison.apply(train) if poison else train
     if poison:
         run.tensors("poison", lambda: {"rows": poison.rows, "images": poison.images, "labels": poison.labels})
@@ -76,6 +97,11 @@ def compare(
     undefended = _votes(run, "undefended", Ensemble({0: model}, test.num_classes), test, poison)
     rows = [_row("undefended", undefended, test, poison, seconds, certify=False)]
 
+    parts = defense.split(dirty, key.child("defense"))
+    progress.line(
+        f"{name}: {len(parts.sizes)} partitions of {min(parts.sizes)} to {max(parts.sizes)} rows, "
+        f"{parts.collisions} hash collisions, {parts.duplicates} duplicate rows"
+    )
     jobs = defense.jobs(dirty, recipe, key=key.child("defense"))
     ensemble, seconds = train_ensemble(run, name, defense, jobs, progress)
     votes = _votes(run, name, ensemble, test, poison)
@@ -86,7 +112,7 @@ def compare(
         ]
         rows.append(_mean(f"base model (1/{len(jobs)} of data)", singles, seconds / len(jobs)))
     rows.append(_row(name, votes, test, poison, seconds, certify=True, order=ensemble.order))
-    return Comparison(tuple(rows), *_pictures(train, poison))
+    return Comparison(tuple(rows), parts, *_pictures(train, poison))
 
 
 def _votes(run: Run, name: str, ensemble: Ensemble, test: ImageDataset, poison: Poison | None) -> dict[str, Tensor]:
@@ -115,28 +141,32 @@ def _row(
 ) -> Row:
     labels, classes = test.labels.cpu(), test.num_classes
     ranked = None if order is None else torch.tensor(order)
-    prediction, radius = certificates.dpa(votes["clean"][..., 0], classes, ranked)
+    prediction, _ = certificates.dpa(votes["clean"][..., 0], classes, ranked)
     attacked = poison_accuracy = None
     if poison and isinstance(poison.goal, Backdoor):
         target, other = poison.goal.target, labels != poison.goal.target
         triggered, _ = certificates.dpa(votes["triggered"][..., 0], classes, ranked)
         attacked = metrics.success_rate(triggered, labels, target)
         poison_accuracy = metrics.accuracy(triggered[other], labels[other])
-    sure = torch.where(prediction == labels, radius, -1)
+    radii = {
+        n: certificates.top_n(votes["clean"][..., :n], classes, labels, ranked)
+        for n in GUESSES
+        if n <= votes["clean"].shape[2]
+    }
     reach = range(votes["clean"].shape[0] // 2 + 1)
-    guesses = [n for n in GUESSES if n <= votes["clean"].shape[2]]
     return Row(
         name=name,
         clean_accuracy=metrics.accuracy(prediction, labels),
         attack_success_rate=attacked,
         poison_accuracy=poison_accuracy,
-        certified=tuple(float((sure >= r).double().mean()) for r in reach) if certify else None,
-        guesses={
-            n: float((certificates.top_n(votes["clean"][..., :n], classes, labels, ranked) >= 0).double().mean())
-            for n in guesses
-        },
+        guesses={n: _share(radius >= 0) for n, radius in radii.items()},
+        certified={n: tuple(_share(radius >= r) for r in reach) for n, radius in radii.items()} if certify else None,
         seconds=seconds,
     )
+
+
+def _share(holds: Tensor) -> float:
+    return float(holds.double().mean())
 
 
 def _mean(name: str, rows: Sequence[Row], seconds: float) -> Row:
@@ -149,8 +179,8 @@ def _mean(name: str, rows: Sequence[Row], seconds: float) -> Row:
         clean_accuracy=mean([row.clean_accuracy for row in rows]) or 0.0,
         attack_success_rate=mean([row.attack_success_rate for row in rows]),
         poison_accuracy=mean([row.poison_accuracy for row in rows]),
-        certified=None,
         guesses={n: mean([row.guesses[n] for row in rows]) or 0.0 for n in rows[0].guesses},
+        certified=None,
         seconds=seconds,
     )
 

@@ -1,7 +1,20 @@
 """Training: a recipe, a key and rows in, a network out; and nothing else plays a part."""
 
-from poisonkit.train.loop import Epoch, OnEpoch, fit, fit_job, train_epoch
+from poisonkit.train.loop import Epoch, Job, OnEpoch, fit, fit_job, new_model, train_epoch
 from poisonkit.train.recipe import Recipe
 from poisonkit.train.schedules import Cosine, OneCycle, Schedule, Step
 
-__all__ = ["Cosine", "Epoch", "OnEpoch", "OneCycle", "Recipe", "Schedule", "Step", "fit", "fit_job", "train_epoch"]
+__all__ = [
+    "Cosine",
+    "Epoch",
+    "Job",
+    "OnEpoch",
+    "OneCycle",
+    "Recipe",
+    "Schedule",
+    "Step",
+    "fit",
+    "fit_job",
+    "new_model",
+    "train_epoch",
+]

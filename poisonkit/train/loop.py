@@ -6,11 +6,10 @@ machine with one number of threads a run repeated, or killed and resumed, gives 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,22 +45,34 @@ class Epoch:
 OnEpoch = Callable[[Epoch], None]
 
 
-class Job(Protocol):
-    """One network to train: rows of a data set, a recipe and a key."""
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One network to train: a function of ``data.take(rows)``, ``recipe`` and ``key`` alone.
 
-    @property
-    def data(self) -> ImageDataset: ...
-    @property
-    def rows(self) -> Tensor: ...
-    @property
-    def recipe(self) -> Recipe: ...
-    @property
-    def key(self) -> Key: ...
+    partition  its id in an ensemble; predictions are keyed by it, never by the order of files or of training
+    rows       int64 row indices into ``data``, in training order
+    """
+
+    partition: int
+    data: ImageDataset
+    rows: Tensor
+    recipe: Recipe
+    key: Key
 
 
 def fit_job(job: Job, *, directory: Path | None = None, on_epoch: OnEpoch | None = None) -> nn.Module:
     """:func:`fit` on the rows of a job."""
-    return fit(job.data.take(job.rows), job.recipe, key=job.key, directory=directory, on_epoch=on_epoch)
+    everything = torch.equal(job.rows.cpu(), torch.arange(len(job.data)))  # may be mapped, and larger than memory
+    data = job.data if everything else job.data.take(job.rows)
+    return fit(data, job.recipe, key=job.key, directory=directory, on_epoch=on_epoch)
+
+
+def new_model(recipe: Recipe, data: ImageDataset, key: Key, device: torch.device | None = None) -> nn.Module:
+    """The network :func:`fit` starts from, in the recipe's memory layout."""
+    model = recipe.model.build(data.shape, data.num_classes, key.child("init")).to(device or data.device)
+    if recipe.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def fit(
@@ -85,20 +96,38 @@ def fit(
     silently starts over).
     """
     home = torch.device(device) if device is not None else data.device
-    model = recipe.model.build(data.shape, data.num_classes, key.child("init")).to(home)
-    if recipe.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = new_model(recipe, data, key, home)
     optimizer = sgd(model, recipe)
     checkpoint = None if directory is None else _Checkpoint(directory, data, recipe, key)
     done = checkpoint.restore(model, optimizer) if checkpoint else 0
     data = _resident(data, home)
-    for epoch in range(done, recipe.epochs if len(data) else 0):
-        report = train_epoch(model, optimizer, data, recipe, key=key, epoch=epoch)
-        if checkpoint:
-            checkpoint.save(model, optimizer, epoch + 1)
-        if on_epoch:
-            on_epoch(report)
+    with _deterministic(home):
+        for epoch in range(done, recipe.epochs if len(data) else 0):
+            report = train_epoch(model, optimizer, data, recipe, key=key, epoch=epoch)
+            if checkpoint:
+                checkpoint.save(model, optimizer, epoch + 1)
+            if on_epoch:
+                on_epoch(report)
     return model.eval()
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Deterministic kernels on CUDA, without which a base model is no function of its rows and nothing is certified.
+
+    Torch raises there unless CUBLAS_WORKSPACE_CONFIG=:4096:8 was set before CUDA started; the command line sets it.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:

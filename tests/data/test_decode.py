@@ -31,13 +31,13 @@ def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
         (saved(Image.new("RGBA", (2, 2), (*RED, 9))), RED),
         (saved(Image.new("RGB", (2, 2), RED).quantize(2)), RED),
         (saved(Image.new("P", (2, 2)), transparency=b"\x07"), (0, 0, 0)),
-        (saved(Image.new("L", (2, 2), 7)), (7,)),
+        (saved(Image.new("L", (2, 2), 7)), (7, 7, 7)),
         (saved(Image.new("RGB", (2, 2), RED), "PPM"), RED),
-        (saved(Image.new("L", (2, 2), 7), "PPM"), (7,)),
+        (saved(Image.new("L", (2, 2), 7), "PPM"), (7, 7, 7)),
         (saved(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG"), (255, 255, 255)),
     ],
 )
-def test_modes(content: bytes, pixel: tuple[int, ...]) -> None:
+def test_every_mode_becomes_rgb(content: bytes, pixel: tuple[int, int, int]) -> None:
     assert stack([("one", content)], 1)[0, :, 0, 0].tolist() == list(pixel)
 
 

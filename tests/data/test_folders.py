@@ -63,6 +63,23 @@ def test_folder_of_other_sizes(folder: Path, encode: Encode) -> None:
     assert data.load("folder", folder, size=7)[0].shape == (3, 7, 7)
 
 
+@pytest.mark.parametrize("size", [None, 4])
+@pytest.mark.parametrize(("inserted", "row"), [("cat/0.png", 0), ("cat/9.png", 2), ("dog/9.png", 3)])
+def test_one_colour_picture_changes_no_grey_row(
+    tmp_path: Path, encode: Encode, inserted: str, row: int, size: int | None
+) -> None:
+    for i, name in enumerate(("train/cat/1.png", "train/cat/2.png", "train/dog/1.png", "test/cat/1.png")):
+        put(tmp_path / name, encode(pixels(i)[:, :, 0]))
+    before, test_before = read_folder(tmp_path, size)
+    put(tmp_path / "train" / inserted, encode(pixels(9)))
+    after, test_after = read_folder(tmp_path, size)
+    kept = torch.arange(4) != row
+    assert before.shape == (3, size or 6, size or 6)
+    assert torch.equal(after.images[kept], before.images)
+    assert torch.equal(after.labels[kept], before.labels)
+    assert test_after.digest() == test_before.digest()
+
+
 def test_folder_names_what_is_wrong(folder: Path) -> None:
     path = folder / "test" / "cat" / "1.png"
     path.write_bytes(path.read_bytes()[:60])
@@ -113,7 +130,7 @@ def test_tiny_imagenet_as_published(tiny: Path) -> None:
     assert train.classes == ("goldfish", "n01629819", "Egyptian cat")  # sorted wnids; one has no words
     assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert val.labels.tolist() == [2, 0]
-    assert train.shape == val.shape == (3, 64, 64)  # grey pictures become colour among colour
+    assert train.shape == val.shape == (3, 64, 64)
     assert (val.images == 77).all()
     for row, (k, i) in enumerate([(0, 0), (0, 1), (2, 0), (2, 1), (1, 0), (1, 1)]):
         want = torch.tensor([40 * k, 100 + i, 200]).view(3, 1, 1)

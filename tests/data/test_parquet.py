@@ -106,14 +106,13 @@ def test_another_data_set_under_the_name_is_refused(write: Callable[..., Path]) 
         data.load("cifar10", write(pictures(2, 1), pictures(2, 1)))
 
 
-def test_grey_stays_grey_and_mixed_becomes_colour(tmp_path: Path, encode: Encode) -> None:
+def test_grey_becomes_rgb_alone_and_among_colour(tmp_path: Path, encode: Encode) -> None:
     grey, colour = pictures(1, 1, 5, 7)[0], pictures(1, 2)[0]
     shard(tmp_path / "test.parquet", [encode(grey)], [0])
     for first, second in ((grey, grey), (grey, colour), (colour, grey)):
         shard(tmp_path / "train.parquet", [encode(first), encode(second)], [0, 1])
         train, test = read_parquet(tmp_path)
-        channels = 3 if first.ndim + second.ndim > 4 else 1
-        assert train.shape == test.shape == (channels, 5, 7)
+        assert train.shape == test.shape == (3, 5, 7)
         for image, pixels in zip((*train.images, *test.images), (first, second, grey), strict=True):
             want = pixels[:, :, None] if pixels.ndim == 2 else pixels
             assert (image.permute(1, 2, 0).numpy() == want).all()
@@ -125,7 +124,7 @@ def test_size_resizes(tmp_path: Path, encode: Encode) -> None:
     with pytest.raises(DataError, match=r"train.parquet row 1 must be 4x6 pixels.*got 8x6; pass size="):
         data.load("parquet", tmp_path)
     train, _ = data.load("parquet", tmp_path, size=3)
-    assert torch.equal(train.images, torch.full((2, 1, 3, 3), 9, dtype=torch.uint8))
+    assert torch.equal(train.images, torch.full((2, 3, 3, 3), 9, dtype=torch.uint8))
 
 
 def test_train_and_test_of_other_sizes_are_refused(write: Callable[..., Path]) -> None:

@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import nn
 
-from poisonkit.defenses.certified.ensemble import Ensemble, Job
+from poisonkit import certificates
+from poisonkit.defenses.certified.ensemble import Ensemble
 from poisonkit.defenses.certified.partition import Hash, Partitioning, partition
 from poisonkit.errors import require
 from poisonkit.random import Key
-from poisonkit.train import OnEpoch, Recipe, fit
+from poisonkit.train import Job, OnEpoch, Recipe, fit_job
 from poisonkit.types import ImageDataset
 
 
@@ -27,7 +29,7 @@ from poisonkit.types import ImageDataset
 class DPA:
     """Train ``partitions`` base models on disjoint rows and let them vote.
 
-    partitions   k; at most k // 2 poisoned rows can be certified against
+    partitions   k; at most k // 2 inserted or deleted rows can be certified against, a replaced row being two
     scale_width  divide the recipe's base width by √k, to the nearest even integer
     hash         ``weighted_sum`` or, as the older baseline, ``pixel_sum``
     hash_label   hash the label along with the image: a changed label then hits two partitions, not one
@@ -46,21 +48,26 @@ class DPA:
         require(self.partitions >= 1, "partitions", "at least 1", self.partitions)
         require(self.hash in ("weighted_sum", "pixel_sum"), "hash", "weighted_sum or pixel_sum", self.hash)
 
+    def check(self, num_classes: int) -> None:
+        """Raise ArgumentError where this defense cannot vote among ``num_classes`` classes."""
+        certificates.class_order(num_classes, None if self.order is None else torch.tensor(self.order))
+
     def split(self, data: ImageDataset, key: Key) -> Partitioning:
         """Which rows each base model gets."""
         return partition(data, self.partitions, key=key.child("hash"), home=self.hash, hash_label=self.hash_label)
 
+    def base(self, recipe: Recipe) -> Recipe:
+        """The recipe of a base model."""
+        return replace(recipe, model=recipe.model.scaled(self.partitions)) if self.scale_width else recipe
+
     def jobs(self, data: ImageDataset, recipe: Recipe, *, key: Key) -> list[Job]:
         """One job for each partition. Nothing in a job depends on another partition's rows or their number."""
-        if self.scale_width:
-            recipe = replace(recipe, model=recipe.model.scaled(self.partitions))
-        return [
-            Job(i, data, rows, recipe, key.child("partition", i)) for i, rows in enumerate(self.split(data, key).rows)
-        ]
+        parts, base = self.split(data, key), self.base(recipe)
+        return [Job(i, data, rows, base, key.child("partition", i)) for i, rows in enumerate(parts.rows)]
 
     def fit(self, job: Job, *, directory: Path | None = None, on_epoch: OnEpoch | None = None) -> nn.Module:
         """Train one base model; with a ``directory``, resumably."""
-        return fit(job.data.take(job.rows), job.recipe, key=job.key, directory=directory, on_epoch=on_epoch)
+        return fit_job(job, directory=directory, on_epoch=on_epoch)
 
     def gather(self, models: Mapping[int, nn.Module], num_classes: int) -> Ensemble:
         """The ensemble of the trained base models."""

@@ -1,4 +1,4 @@
-"""What certified defenses share: a job for each base model, and the ensemble that votes."""
+"""What certified defenses share: their three steps, and the ensemble that votes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from poisonkit import certificates
+from poisonkit.defenses.certified.partition import Partitioning
 from poisonkit.errors import require
 from poisonkit.models.predict import top
 from poisonkit.random import Key
-from poisonkit.train import OnEpoch, Recipe
+from poisonkit.train import Job, OnEpoch, Recipe
 from poisonkit.types import Certificate, ImageDataset
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One base model to train: a function of ``data.take(rows)``, ``recipe`` and ``key`` alone.
-
-    partition  the model's id; predictions are keyed by it, never by the order of files or of training
-    rows       int64 row indices into ``data``, in training order
-    """
-
-    partition: int
-    data: ImageDataset
-    rows: Tensor
-    recipe: Recipe
-    key: Key
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +58,10 @@ class Ensemble:
         """Prediction and certified radius of uint8 [M, C, H, W]."""
         return Certificate(*certificates.dpa(self.top(images)[..., 0], self.num_classes, self._order))
 
+    def guesses(self, images: Tensor, n: int) -> Tensor:
+        """The n most-voted classes, best first, when every base model votes for its n best: int64 [M, n]."""
+        return certificates.guess_set(self.top(images, n), self.num_classes, self._order)
+
     def certify_top(self, images: Tensor, labels: Tensor, n: int) -> Tensor:
         """Radius within which ``labels`` int64 [M] stay among the n most-voted classes; -1 where they are not."""
         return certificates.top_n(self.top(images, n), self.num_classes, labels, self._order)
@@ -81,6 +71,12 @@ class CertifiedDefense(Protocol):
     """A defense cut into jobs, so that an engine may run ``fit`` anywhere; ``__call__`` composes the three here."""
 
     source: ClassVar[str]
+
+    def check(self, num_classes: int) -> None: ...
+
+    def split(self, data: ImageDataset, key: Key) -> Partitioning: ...
+
+    def base(self, recipe: Recipe) -> Recipe: ...
 
     def jobs(self, data: ImageDataset, recipe: Recipe, *, key: Key) -> list[Job]: ...
 
