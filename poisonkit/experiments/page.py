@@ -133,13 +133,13 @@ def _headlines(rows: Sequence[Row]) -> list[report.Headline]:
     first, last = rows[0], rows[-1]
     found = []
     if first.attack_success_rate is not None and last.attack_success_rate is not None:
-        change = f"{first.attack_success_rate:.0%} → {last.attack_success_rate:.0%}"
+        change = f"{_percent(first.attack_success_rate)} → {_percent(last.attack_success_rate)}"
         found.append(report.Headline(change, "attack success", f"{first.name} → {last.name}"))
-    change = f"{first.clean_accuracy:.0%} → {last.clean_accuracy:.0%}"
+    change = f"{_percent(first.clean_accuracy)} → {_percent(last.clean_accuracy)}"
     found.append(report.Headline(change, "clean accuracy", f"{first.name} → {last.name}"))
     if len(_curve(last)) > 1:
         label = "certified: one row inserted or deleted"
-        found.append(report.Headline(f"{_curve(last)[1]:.0%}", label, last.name))
+        found.append(report.Headline(_percent(_curve(last)[1]), label, last.name))
     return found
 
 
