@@ -92,12 +92,16 @@ def test_compiles_to_int8_tensor_cores_and_wide_loads(capability, shared_limit, 
     compiled = triton.compile(
         ASTSource(module._kernel, signature, constants, attributes),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": module.WARPS, "num_stages": module.STAGES},
+        options={"num_warps": module.WARPS, "num_stages": module.STAGES, "enable_fp_fusion": False},
     )
     ptx = compiled.asm["ptx"]
 
     assert 2 * (compiled.metadata.shared + 1024) <= (shared_limit + 1) * 1024  # two programs per SM; each pays 1 KB
-    multiply = r"wgmma\.mma_async\S*m64n16k32\.s32\.s8\.s8" if capability == 90 else r"mma\.sync\S*s32\.s8\.s8\.s32"
+    multiply = {
+        80: r"mma\.sync\S*s32\.s8\.s8\.s32",
+        90: r"wgmma\.mma_async\S*m64n16k32\.s32\.s8\.s8",
+        100: r"mma\.sync\S*s32\.s8\.s8\.s32|tcgen05\.mma\S*kind::i8",  # the second since Triton 3.9
+    }[capability]
     assert re.search(multiply, ptx)
     # Every copy from x and the digits to shared memory takes 16 bytes a thread (the narrow form is .ca with 4 or 8).
     assert set(re.findall(r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], (\w+)", ptx)) == {"0x10"}
