@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from poisonkit.errors import DataError, fail, require
@@ -18,6 +19,15 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         fail(str(path), "a readable text file", reason(error), error=DataError)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file of any size, in hexadecimal."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
 
 
 def reason(error: Exception) -> str:

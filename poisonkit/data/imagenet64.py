@@ -9,7 +9,6 @@ Source: Chrabaszcz, Loshchilov, Hutter, A Downsampled Variant of ImageNet, 2017,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from poisonkit.data.batch import unpack
-from poisonkit.data.files import expect, read_text, reason
+from poisonkit.data.files import expect, read_text, reason, sha256
 from poisonkit.data.restricted import read_pickle
 from poisonkit.errors import DataError, fail, require
 from poisonkit.types import ImageDataset
@@ -146,7 +145,7 @@ def _convert_split(
             expect(images.shape[1:] == shape, path, f"images of shape {shape}, as before it", images.shape[1:])
             file.write(np.ascontiguousarray(images).data)
             labels.append(numbers)
-            sources[path.name] = _sha256(path)
+            sources[path.name] = sha256(path)
             if progress:
                 progress(f"{path.name}: {len(numbers)} images")
         every = np.concatenate(labels)
@@ -191,14 +190,6 @@ def _mapped(path: Path, shape: list[int], dtype: str) -> torch.Tensor:
         # torch cannot mark a tensor read only, and says so; the docstring of read_imagenet64 does too
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
-
-
-def _sha256(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
 
 
 def _sync(file: IO[Any]) -> None:

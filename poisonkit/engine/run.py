@@ -10,7 +10,6 @@ and started again repeats at most the step it was in. On a CPU it ends with the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from uuid import uuid4
 
 from torch import Tensor
 
+from poisonkit.data.files import sha256
 from poisonkit.errors import RunError, fail, require
 from poisonkit.train.checkpoints import load_tensors, save_tensors, write_atomic
 
@@ -74,7 +74,7 @@ class Run:
         path = self.path(f"{name}.safetensors")
         if not self.done(name):
             save_tensors(path, compute())
-            write_atomic(path.with_suffix(".json"), _json({"sha256": _sha256(path)}))
+            write_atomic(path.with_suffix(".json"), _json({"sha256": sha256(path)}))
         return load_tensors(path)
 
     def done(self, name: str) -> bool:
@@ -82,7 +82,7 @@ class Run:
         path = self.path(f"{name}.safetensors")
         try:
             record = json.loads(path.with_suffix(".json").read_text())
-            return bool(record["sha256"] == _sha256(path))
+            return bool(record["sha256"] == sha256(path))
         except (OSError, ValueError, LookupError, TypeError):
             return False
 
@@ -103,7 +103,7 @@ class Run:
         for temporary in self.directory.rglob(".*.tmp"):
             temporary.unlink(missing_ok=True)
         digests = {
-            path.relative_to(self.directory).with_suffix("").as_posix(): _sha256(path)
+            path.relative_to(self.directory).with_suffix("").as_posix(): sha256(path)
             for path in sorted(self.directory.rglob("*.safetensors"))
             if path.with_suffix(".json").is_file()
         }
@@ -143,11 +143,3 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def _sha256(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
