@@ -1,4 +1,5 @@
-// The hash by vpmaddwd: bytes widened to 16 bits, times three balanced 16-bit digits of each weight.
+// The hash by vpmaddwd: bytes widened to 16 bits, times three balanced 16-bit digits of each weight. The even bytes of
+// a step are masked out and the odd ones shifted down: a widening load would cross the halves of the register.
 #pragma once
 
 #include <cstring>
@@ -13,14 +14,14 @@ namespace poisonkit::hash {
 class Avx2 {
  public:
   Avx2(const int64_t* weights, int64_t dim, int vectors)
-      : dim_(dim), vectors_(vectors), table_(((dim + kStep - 1) / kStep * 3 * vectors + 1) / 2), short_(vectors) {
+      : dim_(dim), vectors_(vectors), table_((dim + kStep - 1) / kStep * 3 * vectors), short_(vectors) {
     int16_t* digits = reinterpret_cast<int16_t*>(table_.data());
     for (int v = 0; v < vectors; ++v) {
       for (int64_t i = 0; i < dim; ++i) {
         const Digits split(weights[v * dim + i], kOffset);
         if (split.short_by_21) short_[v].push_back(i);
-        int16_t* out = digits + (i / kStep * vectors + v) * 3 * kStep + i % kStep;
-        for (int j = 0; j < 3; ++j) out[j * kStep] = static_cast<int16_t>((split.bits >> 16 * j) ^ 0x8000);
+        int16_t* out = digits + ((i / kStep * 2 + i % 2) * vectors + v) * 3 * 16 + i % kStep / 2;
+        for (int j = 0; j < 3; ++j) out[j * 16] = static_cast<int16_t>((split.bits >> 16 * j) ^ 0x8000);
       }
     }
   }
@@ -41,9 +42,9 @@ class Avx2 {
 
  private:
   static constexpr int64_t kOffset = 0x800080008000;
-  static constexpr int64_t kStep = 16;
+  static constexpr int64_t kStep = 32;
   static constexpr int64_t kMaxGroup = 16;
-  // A 32-bit lane takes 2 bytes of each step: 256 products of at most 255 * 2^15 stay below 2^31.
+  // A 32-bit lane takes 4 bytes of each step: 256 products of at most 255 * 2^15 stay below 2^31.
   static constexpr int64_t kBlock = 2048;
 
   // R rows by V vectors by 3 digits make 12 accumulators: with a weight and R rows of bytes, the 16 registers.
@@ -99,12 +100,12 @@ class Avx2 {
       }
     }
     int64_t k = 0;
-    for (; k + 4 * kStep <= columns; k += 4 * kStep) {
+    for (; k + 2 * kStep <= columns; k += 2 * kStep) {
       for (int r = 0; r < R; ++r) {  // the rows that come next
         _mm_prefetch(reinterpret_cast<const char*>(x + k + (R + r) * stride), _MM_HINT_T0);
       }
       POISONKIT_UNROLL
-      for (int u = 0; u < 4; ++u) add_step<R, V>(x + k + u * kStep, stride, digits + (k + u * kStep) * 3 * V, lanes);
+      for (int u = 0; u < 2; ++u) add_step<R, V>(x + k + u * kStep, stride, digits + (k + u * kStep) * 3 * V, lanes);
     }
     for (; k < columns; k += kStep) add_step<R, V>(x + k, stride, digits + k * 3 * V, lanes);
     POISONKIT_UNROLL
@@ -124,21 +125,27 @@ class Avx2 {
   template <int R, int V>
   POISONKIT_TARGET("avx2")
   static inline void add_step(const uint8_t* x, int64_t stride, const int16_t* digits, __m256i (*lanes)[V][3]) {
-    __m256i bytes[R];
     POISONKIT_UNROLL
-    for (int r = 0; r < R; ++r) {
-      bytes[r] = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + r * stride)));
-    }
-    POISONKIT_UNROLL
-    for (int v = 0; v < V; ++v) {
+    for (int parity = 0; parity < 2; ++parity) {
+      __m256i bytes[R];
       POISONKIT_UNROLL
-      for (int j = 0; j < 3; ++j) {
-        __m256i weight = _mm256_load_si256(reinterpret_cast<const __m256i*>(digits + (v * 3 + j) * kStep));
-        POISONKIT_IN_REGISTER(weight);
+      for (int r = 0; r < R; ++r) {
+        const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + r * stride));
+        bytes[r] = parity == 0 ? _mm256_and_si256(both, _mm256_set1_epi16(0xFF)) : _mm256_srli_epi16(both, 8);
+        POISONKIT_IN_REGISTER(bytes[r]);
+      }
+      POISONKIT_UNROLL
+      for (int v = 0; v < V; ++v) {
         POISONKIT_UNROLL
-        for (int r = 0; r < R; ++r) {
-          lanes[r][v][j] = _mm256_add_epi32(lanes[r][v][j], _mm256_madd_epi16(bytes[r], weight));
-          POISONKIT_IN_REGISTER(lanes[r][v][j]);
+        for (int j = 0; j < 3; ++j) {
+          __m256i weight =
+              _mm256_load_si256(reinterpret_cast<const __m256i*>(digits + ((parity * V + v) * 3 + j) * 16));
+          POISONKIT_IN_REGISTER(weight);
+          POISONKIT_UNROLL
+          for (int r = 0; r < R; ++r) {
+            lanes[r][v][j] = _mm256_add_epi32(lanes[r][v][j], _mm256_madd_epi16(bytes[r], weight));
+            POISONKIT_IN_REGISTER(lanes[r][v][j]);
+          }
         }
       }
     }
@@ -146,7 +153,7 @@ class Avx2 {
 
   int64_t dim_;
   int vectors_;
-  std::vector<Line> table_;  // [step][vector][digit][16] of int16
+  std::vector<Line> table_;  // [step][even or odd byte][vector][digit][16] of int16
   std::vector<Shortfall> short_;
 };
 

@@ -74,7 +74,6 @@ using __mmask64 = uint64_t;
 
 // AVX2
 
-inline __m128i _mm_loadu_si128(const __m128i* from) { return emulated::load<__m128i>(from); }
 inline __m256i _mm256_loadu_si256(const __m256i* from) { return emulated::load<__m256i>(from); }
 inline __m256i _mm256_load_si256(const __m256i* from) { return emulated::load_aligned<__m256i>(from); }
 inline void _mm256_store_si256(__m256i* to, __m256i a) { emulated::store_aligned(to, a); }
@@ -85,10 +84,22 @@ inline __m256i _mm256_xor_si256(__m256i a, __m256i b) {
   return a;
 }
 
-inline __m256i _mm256_cvtepu8_epi16(__m128i a) {
+inline __m256i _mm256_and_si256(__m256i a, __m256i b) {
+  for (int i = 0; i < 32; ++i) a.bytes[i] &= b.bytes[i];
+  return a;
+}
+
+inline __m256i _mm256_set1_epi16(int16_t value) {
   __m256i result;
-  for (int i = 0; i < 16; ++i) emulated::set_lane<uint16_t>(result, i, a.bytes[i]);
+  for (int i = 0; i < 16; ++i) emulated::set_lane(result, i, value);
   return result;
+}
+
+inline __m256i _mm256_srli_epi16(__m256i a, int count) {
+  for (int i = 0; i < 16; ++i) {
+    emulated::set_lane(a, i, static_cast<uint16_t>(emulated::lane<uint16_t>(a, i) >> count));
+  }
+  return a;
 }
 
 inline __m256i _mm256_cvtepi32_epi64(__m128i a) {
