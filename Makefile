@@ -5,7 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.cu csrc/*.hpp csrc/core/*.hpp)
+CPP := $(wildcard csrc/*.[ch]pp csrc/*.cu csrc/*/*.[ch]pp)
+SOURCES := pyproject.toml setup.py $(CPP)
 
 # Idle OpenMP threads that spin slow every other process on a small machine
 export OMP_WAIT_POLICY ?= passive
@@ -25,12 +26,12 @@ lint: $(VENV)/.extras
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*.cu csrc/*.hpp csrc/core/*.hpp tests/csrc/*)
+	$(BIN)/clang-format --dry-run --Werror $(CPP) $(wildcard tests/csrc/*.[ch]pp)
 
 format: $(VENV)/.extras
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*.cu csrc/*.hpp csrc/core/*.hpp tests/csrc/*)
+	$(BIN)/clang-format -i $(CPP) $(wildcard tests/csrc/*.[ch]pp)
 
 bench: $(VENV)/.extras
 	$(BIN)/python -m bench
@@ -40,8 +41,8 @@ cuda:
 	@if ! command -v nvcc >/dev/null; then echo "make cuda: skipped, nvcc is not installed"; exit 0; fi; \
 	for file in csrc/*.cu; do for arch in 80 90 100 120; do \
 	  echo "nvcc $$file sm_$$arch"; \
-	  nvcc -std=c++17 -O3 -Icsrc $(shell $(BIN)/python -m pybind11 --includes 2>/dev/null) \
-	    -gencode arch=compute_$$arch,code=sm_$$arch -Xcompiler -fPIC -c $$file -o /dev/null || exit 1; \
+	  nvcc -std=c++17 -O3 -Icsrc -gencode arch=compute_$$arch,code=sm_$$arch -Xcompiler -fPIC -c $$file -o /dev/null \
+	    || exit 1; \
 	done; done
 
 $(VENV)/.torch:
