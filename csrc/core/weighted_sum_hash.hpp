@@ -51,6 +51,13 @@ inline __int128 missing(const Shortfall& positions, const uint8_t* row) {
   return total;
 }
 
+// GCC would put the 64-bit products together from SSE2's 32-bit ones, which is slower than the scalar multiplier.
+#if defined(__GNUC__) && !defined(__clang__)
+#define POISONKIT_SCALAR_LOOP __attribute__((optimize("no-tree-vectorize", "unroll-loops")))
+#else
+#define POISONKIT_SCALAR_LOOP
+#endif
+
 // A kernel is made from one or two weight vectors and then hashes any rows of that width:
 // hash(x, stride, rows, out, out_stride) writes their hashes of each row side by side.
 class Scalar {
@@ -69,7 +76,7 @@ class Scalar {
 
  private:
   template <int V>
-  void hash_row(const uint8_t* row, int64_t* out) const {
+  POISONKIT_SCALAR_LOOP void hash_row(const uint8_t* row, int64_t* out) const {
     __int128 totals[V] = {};
     for (int64_t start = 0; start < dim_; start += 256) {  // 256 products of 8 and 48.1 bits fit 64
       const int64_t end = std::min(dim_, start + 256);
