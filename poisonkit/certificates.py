@@ -11,23 +11,26 @@ as [7, 3].
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from poisonkit.errors import require
 
+# All classes, the one that wins ties first; None for 0, 1, ..., K-1
+Order = Tensor | Sequence[int] | None
+
 # Rows of the [rows, K] count table held at once: 4 M int32 counts, 16 MB.
 _CHUNK = 1 << 22
 
 
-def dpa(votes: Tensor, num_classes: int, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def dpa(votes: Tensor, num_classes: int, order: Order = None) -> tuple[Tensor, Tensor]:
     """Plurality vote of Deep Partition Aggregation and its certificate.
 
     votes        integer [k, M]: the class each of k base models gives each of M inputs
     num_classes  K, at least 2
-    order        int64 [K], all classes, the one that wins ties first; default 0, 1, ..., K-1
+    order        all K classes, the one that wins ties first; None for 0, 1, ..., K-1
 
     Returns (prediction int64 [M], radius int64 [M]):
     radius = floor((n_y - max over c != y of (n_c + [c before y])) / 2).
@@ -44,7 +47,7 @@ def dpa(votes: Tensor, num_classes: int, order: Tensor | None = None) -> tuple[T
     return torch.cat(prediction), torch.cat(radius)
 
 
-def top_n(top: Tensor, num_classes: int, label: Tensor, order: Tensor | None = None) -> Tensor:
+def top_n(top: Tensor, num_classes: int, label: Tensor, order: Order = None) -> Tensor:
     """How many hits cannot push ``label`` out of the n most-voted classes.
 
     top    integer [k, M, n]: the n best classes of each base model, each worth one vote
@@ -65,7 +68,7 @@ def top_n(top: Tensor, num_classes: int, label: Tensor, order: Tensor | None = N
     return torch.cat(radius)
 
 
-def guess_set(top: Tensor, num_classes: int, order: Tensor | None = None) -> Tensor:
+def guess_set(top: Tensor, num_classes: int, order: Order = None) -> Tensor:
     """The n most-voted classes of each input, int64 [M, n], best first; arguments as in :func:`top_n`."""
     _check_top(top, num_classes)
     guesses = [
@@ -74,11 +77,11 @@ def guess_set(top: Tensor, num_classes: int, order: Tensor | None = None) -> Ten
     return torch.cat(guesses)
 
 
-def class_order(num_classes: int, order: Tensor | None = None) -> Tensor:
+def class_order(num_classes: int, order: Order = None) -> Tensor:
     """``order``, or 0, 1, ..., K-1, as int64 [K]. Raises ArgumentError where it is no permutation of K >= 2 classes."""
     require(num_classes >= 2, "num_classes", "at least 2", num_classes)
     classes = torch.arange(num_classes)
-    order = classes if order is None else order.cpu().to(torch.int64)
+    order = classes if order is None else torch.as_tensor(order).cpu().to(torch.int64)
     require(
         order.shape == classes.shape and bool((order.sort().values == classes).all()),
         "order",
@@ -93,7 +96,7 @@ def _check_top(top: Tensor, num_classes: int) -> None:
     require(top.shape[2] < num_classes, "n", f"below the number of classes {num_classes}", top.shape[2])
 
 
-def _counts(top: Tensor, num_classes: int, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _counts(top: Tensor, num_classes: int, order: Order) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (count int64 [rows, K], order [K]) for chunks of inputs, columns in the class order."""
     order = class_order(num_classes, order).to(top.device)
     require(top.shape[0] >= 1, "votes", "of at least one base model", list(top.shape))

@@ -49,7 +49,10 @@ class Run:
         if path in here:
             old = _manifest(path)
             if not overwrite:
-                self._check(old, json.loads(json.dumps(self.manifest)))
+                for name, before, now in _differences(old, json.loads(json.dumps(self.manifest))):
+                    name = f"{name} of the run in {self.directory}"
+                    remedy = "give another --out, or --overwrite to start afresh"
+                    fail(name, f"{before}, as it was started", now, remedy, RunError)
             else:
                 # aside first: a kill while deleting leaves no directory that is half a run
                 aside = self.directory.resolve().with_name(f".{self.directory.resolve().name}.{uuid4().hex}.old")
@@ -110,24 +113,13 @@ class Run:
         self.write("digests.json", json.dumps(digests, indent=2) + "\n")
         return digests
 
-    def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        for part in sorted(old.keys() | new.keys()):
-            for name, before, now in _differences(old.get(part), new.get(part), part):
-                require(
-                    False,
-                    f"{name} of the run in {self.directory}",
-                    f"{before}, as it was started",
-                    now,
-                    "give another --out, or --overwrite to start afresh",
-                    RunError,
-                )
 
-
-def _differences(old: Any, new: Any, name: str) -> list[tuple[str, Any, Any]]:
+def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted names of what differs, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [item for key in keys for item in _differences(old.get(key), new.get(key), f"{name}.{key}")]
-    return [] if old == new else [(name, old, new)]
+    return [] if old == new else [(name.removeprefix("."), old, new)]
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def compare(
         f"{name}: {len(parts.sizes)} partitions of {min(parts.sizes)} to {max(parts.sizes)} rows, "
         f"{parts.collisions} hash collisions, {parts.duplicates} duplicate rows"
     )
-    jobs = defense.jobs(dirty, recipe, key=key.child("defense"))
+    jobs = defense.jobs(dirty, recipe, key=key.child("defense"), parts=parts)
     ensemble, seconds = train_ensemble(run, name, defense, jobs, progress)
     votes = _votes(run, name, ensemble, test, poison)
     if len(jobs) > 1:
@@ -140,16 +140,15 @@ def _row(
     order: tuple[int, ...] | None = None,
 ) -> Row:
     labels, classes = test.labels.cpu(), test.num_classes
-    ranked = None if order is None else torch.tensor(order)
-    prediction, _ = certificates.dpa(votes["clean"][..., 0], classes, ranked)
+    prediction, _ = certificates.dpa(votes["clean"][..., 0], classes, order)
     attacked = poison_accuracy = None
     if poison and isinstance(poison.goal, Backdoor):
         target, other = poison.goal.target, labels != poison.goal.target
-        triggered, _ = certificates.dpa(votes["triggered"][..., 0], classes, ranked)
+        triggered, _ = certificates.dpa(votes["triggered"][..., 0], classes, order)
         attacked = metrics.success_rate(triggered, labels, target)
         poison_accuracy = metrics.accuracy(triggered[other], labels[other])
     radii = {
-        n: certificates.top_n(votes["clean"][..., :n], classes, labels, ranked)
+        n: certificates.top_n(votes["clean"][..., :n], classes, labels, order)
         for n in GUESSES
         if n <= votes["clean"].shape[2]
     }

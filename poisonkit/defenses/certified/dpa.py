@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from poisonkit import certificates
@@ -50,7 +49,7 @@ class DPA:
 
     def check(self, num_classes: int) -> None:
         """Raise ArgumentError where this defense cannot vote among ``num_classes`` classes."""
-        certificates.class_order(num_classes, None if self.order is None else torch.tensor(self.order))
+        certificates.class_order(num_classes, self.order)
 
     def split(self, data: ImageDataset, key: Key) -> Partitioning:
         """Which rows each base model gets."""
@@ -60,9 +59,12 @@ class DPA:
         """The recipe of a base model."""
         return replace(recipe, model=recipe.model.scaled(self.partitions)) if self.scale_width else recipe
 
-    def jobs(self, data: ImageDataset, recipe: Recipe, *, key: Key) -> list[Job]:
-        """One job for each partition. Nothing in a job depends on another partition's rows or their number."""
-        parts, base = self.split(data, key), self.base(recipe)
+    def jobs(self, data: ImageDataset, recipe: Recipe, *, key: Key, parts: Partitioning | None = None) -> list[Job]:
+        """One job for each partition; ``parts`` is ``split(data, key)`` where the caller has it already.
+
+        Nothing in a job depends on another partition's rows or their number.
+        """
+        parts, base = parts or self.split(data, key), self.base(recipe)
         return [Job(i, data, rows, base, key.child("partition", i)) for i, rows in enumerate(parts.rows)]
 
     def fit(self, job: Job, *, directory: Path | None = None, on_epoch: OnEpoch | None = None) -> nn.Module:

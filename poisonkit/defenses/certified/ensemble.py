@@ -42,10 +42,6 @@ class Ensemble:
             "train the missing partitions first",
         )
 
-    @property
-    def _order(self) -> Tensor | None:
-        return None if self.order is None else torch.tensor(self.order)
-
     def top(self, images: Tensor, n: int = 1) -> Tensor:
         """The n best classes of every base model, int64 [k, M, n], row i being partition i."""
         return torch.stack([top(self.models[i], images, n) for i in range(len(self.models))])
@@ -56,15 +52,15 @@ class Ensemble:
 
     def certify(self, images: Tensor) -> Certificate:
         """Prediction and certified radius of uint8 [M, C, H, W]."""
-        return Certificate(*certificates.dpa(self.top(images)[..., 0], self.num_classes, self._order))
+        return Certificate(*certificates.dpa(self.top(images)[..., 0], self.num_classes, self.order))
 
     def guesses(self, images: Tensor, n: int) -> Tensor:
         """The n most-voted classes, best first, when every base model votes for its n best: int64 [M, n]."""
-        return certificates.guess_set(self.top(images, n), self.num_classes, self._order)
+        return certificates.guess_set(self.top(images, n), self.num_classes, self.order)
 
     def certify_top(self, images: Tensor, labels: Tensor, n: int) -> Tensor:
         """Radius within which ``labels`` int64 [M] stay among the n most-voted classes; -1 where they are not."""
-        return certificates.top_n(self.top(images, n), self.num_classes, labels, self._order)
+        return certificates.top_n(self.top(images, n), self.num_classes, labels, self.order)
 
 
 class CertifiedDefense(Protocol):
@@ -78,7 +74,7 @@ class CertifiedDefense(Protocol):
 
     def base(self, recipe: Recipe) -> Recipe: ...
 
-    def jobs(self, data: ImageDataset, recipe: Recipe, *, key: Key) -> list[Job]: ...
+    def jobs(self, data: ImageDataset, recipe: Recipe, *, key: Key, parts: Partitioning | None = None) -> list[Job]: ...
 
     def fit(self, job: Job, *, directory: Path | None = None, on_epoch: OnEpoch | None = None) -> nn.Module: ...
 
