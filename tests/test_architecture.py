@@ -27,6 +27,7 @@ LAYERS = [
     {"engine"},
     {"report"},
     {"experiments"},
+    {"commands"},
     {"__main__", "__init__"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

@@ -37,7 +37,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str | int]:
 
 
 # What only shows results; a change there leaves artefacts as they are
-_SHOWS = ("report", "__main__.py", "page.py")
+_SHOWS = ("report", "commands", "__main__.py", "page.py")
 
 
 @cache
