@@ -48,7 +48,7 @@ def test_run_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "Hash collisions between different rows: 0." in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert (out / "figures" / "poisoned.png").read_bytes().startswith(b"\x89PNG")
-    for name in ("undefended", "dpa/partition-0000"):
+    for name in ("undefended", "dpa/base-0000"):
         lines = (out / name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["number"] for line in lines] == [1]
     # again: nothing is trained, the same table
@@ -67,7 +67,7 @@ def test_the_ensemble_of_a_run_can_be_used(tmp_path: Path) -> None:
     assert torch.equal(ensemble.guesses(test.images, 1)[:, 0], ensemble.predict(test.images))
     within = ensemble.certify_top(test.images, test.labels, 1)
     assert float((within >= 0).double().mean()) == accuracy
-    (out / "dpa" / "partition-0001" / "model.safetensors").unlink()
+    (out / "dpa" / "base-0001" / "model.safetensors").unlink()
     with pytest.raises(pk.PoisonkitError, match="models must be"):
         pk.engine.load_ensemble(out)
 

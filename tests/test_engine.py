@@ -143,6 +143,7 @@ def test_a_demo_killed_at_random_ends_with_the_same_digests(tmp_path: Path) -> N
     assert last.wait() == 0
     one, other = ((tmp_path / name / "digests.json").read_text() for name in ("straight", "killed"))
     assert one == other
-    assert len(json.loads(one)) == 1 + 1 + 16 + 2  # poison, the undefended model, 16 base models, two sets of votes
+    # poison, the undefended model, the split, 16 base models, two sets of votes
+    assert len(json.loads(one)) == 1 + 1 + 1 + 16 + 2
     assert not list(tmp_path.rglob("*.tmp"))
     assert not list(tmp_path.rglob("checkpoint*"))

@@ -97,5 +97,5 @@ def test_edges() -> None:
     assert partition(nothing, 3, key=key(0)).sizes == [0, 0, 0]
     assert partition(random_data(5), 1, key=key(0)).sizes == [5]
     assert sum(partition(random_data(5), 50, key=key(0)).sizes) == 5
-    with pytest.raises(ArgumentError, match="partitions must be at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="buckets must be at least 1, got 0"):
         partition(random_data(5), 0, key=key(0))

@@ -15,7 +15,7 @@ from poisonkit.attacks import ATTACKS
 from poisonkit.commands.parsing import Commands, device_named, pairs
 from poisonkit.data import DATASETS, load
 from poisonkit.defenses import DEFENSES
-from poisonkit.defenses.certified import CertifiedDefense
+from poisonkit.defenses.certified import Aggregation
 from poisonkit.engine import Progress, Run, environment
 from poisonkit.errors import require
 from poisonkit.experiments import RECIPES, compare, page, prepare
@@ -58,7 +58,7 @@ class Plan:
     limit: int | None
     attack: Attack | None
     rate: float
-    defense: CertifiedDefense
+    defense: Aggregation
     recipe: Recipe
     seed: int
 

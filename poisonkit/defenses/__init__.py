@@ -1,8 +1,8 @@
 """Defenses by family: certified, training, repair, detectors, filters, guards, condense."""
 
-from poisonkit.defenses.certified import DPA, CertifiedDefense
+from poisonkit.defenses.certified import DPA, Aggregation
 
-DEFENSES: dict[str, type[CertifiedDefense]] = {
+DEFENSES: dict[str, type[Aggregation]] = {
     "dpa": DPA,
 }
 

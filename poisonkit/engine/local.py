@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from poisonkit.config import from_dict
 from poisonkit.defenses import DEFENSES
-from poisonkit.defenses.certified import CertifiedDefense, Ensemble
+from poisonkit.defenses.certified import Aggregation, Ensemble, Split
 from poisonkit.engine.progress import Progress
 from poisonkit.engine.run import Run
 from poisonkit.errors import RunError, require
@@ -57,17 +57,17 @@ def train_model(
 
 
 def train_ensemble(
-    run: Run, name: str, defense: CertifiedDefense, jobs: list[Job], progress: Progress
+    run: Run, name: str, defense: Aggregation, jobs: list[Job], split: Split, progress: Progress
 ) -> tuple[Ensemble, float]:
-    """Every base model, in ``<run>/<name>/partition-<id>/``, as an ensemble; and their training time in seconds."""
+    """Every base model, in ``<run>/<name>/base-<id>/``, as an ensemble; and their training time in seconds."""
     models, total = {}, 0.0
     for done, job in enumerate(jobs):
         progress.status(f"{name}: {done} of {len(jobs)} base models, {len(job.rows)} rows in the next")
-        model, seconds = train_model(run, f"{name}/partition-{job.partition:04d}", defense.fit, job, progress)
-        models[job.partition] = model
+        model, seconds = train_model(run, f"{name}/base-{job.id:04d}", defense.fit, job, progress)
+        models[job.id] = model
         total += seconds
     progress.line(f"{name}: {len(jobs)} base models trained")
-    return defense.gather(models, jobs[0].data.num_classes), total
+    return defense.gather(models, jobs[0].data.num_classes, split), total
 
 
 def load_ensemble(directory: str | Path) -> Ensemble:
@@ -86,12 +86,13 @@ def load_ensemble(directory: str | Path) -> Ensemble:
         torch.zeros(0, *about["shape"], dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), tuple(about["classes"])
     )
     models = {}
-    for path in sorted((directory / name).glob("partition-*/model.safetensors")):
+    for path in sorted((directory / name).glob("base-*/model.safetensors")):
         model = new_model(recipe, empty, key(0))
         model.load_state_dict(load_tensors(path))
-        models[int(path.parent.name.removeprefix("partition-"))] = model.eval()
+        models[int(path.parent.name.removeprefix("base-"))] = model.eval()
     require(len(models) > 0, "run", f"one with models below {name}/", directory, "run it to its end", RunError)
-    return defense.gather(models, empty.num_classes)
+    split = Split.of(load_tensors(directory / name / "split.safetensors"))
+    return defense.gather(models, empty.num_classes, split)
 
 
 def _lines(log: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from poisonkit import certificates, metrics
-from poisonkit.defenses.certified import CertifiedDefense, Ensemble, Partitioning
+from poisonkit.defenses.certified import Aggregation, Ensemble, Split
 from poisonkit.engine import Progress, Run, train_ensemble, train_model
 from poisonkit.errors import require
 from poisonkit.random import Key
@@ -46,7 +46,7 @@ class Comparison:
     """The rows of the table; how the data were split; some poisoned rows before and after, uint8 [n, C, H, W]."""
 
     rows: tuple[Row, ...]
-    partitioning: Partitioning
+    split: Split
     before: Tensor
     after: Tensor
 
@@ -57,7 +57,7 @@ def prepare(
     *,
     attack: Attack | None,
     budget: Budget,
-    defense: CertifiedDefense,
+    defense: Aggregation,
     key: Key,
 ) -> Poison | None:
     """The poison of a comparison; raises ArgumentError, before anything is trained, for what cannot be compared."""
@@ -78,7 +78,7 @@ def compare(
     test: ImageDataset,
     *,
     poison: Poison | None,
-    defense: CertifiedDefense,
+    defense: Aggregation,
     name: str,
     recipe: Recipe,
     key: Key,
@@ -97,13 +97,13 @@ def compare(
     undefended = _votes(run, "undefended", Ensemble({0: model}, test.num_classes), test, poison)
     rows = [_row("undefended", undefended, test, poison, seconds, certify=False)]
 
-    parts = defense.split(dirty, key.child("defense"))
+    split = Split.of(run.tensors(f"{name}/split", lambda: defense.split(dirty, key.child("defense")).tensors()))
     progress.line(
-        f"{name}: {len(parts.sizes)} partitions of {min(parts.sizes)} to {max(parts.sizes)} rows, "
-        f"{parts.collisions} hash collisions, {parts.duplicates} duplicate rows"
+        f"{name}: {len(split.sizes)} base models of {min(split.sizes)} to {max(split.sizes)} rows, "
+        f"{split.collisions} hash collisions, {split.duplicates} duplicate rows"
     )
-    jobs = defense.jobs(dirty, recipe, key=key.child("defense"), parts=parts)
-    ensemble, seconds = train_ensemble(run, name, defense, jobs, progress)
+    jobs = defense.jobs(dirty, recipe, key=key.child("defense"), split=split)
+    ensemble, seconds = train_ensemble(run, name, defense, jobs, split, progress)
     votes = _votes(run, name, ensemble, test, poison)
     if len(jobs) > 1:
         singles = [
@@ -112,7 +112,7 @@ def compare(
         ]
         rows.append(_mean(f"base model (1/{len(jobs)} of data)", singles, seconds / len(jobs)))
     rows.append(_row(name, votes, test, poison, seconds, certify=True, order=ensemble.order))
-    return Comparison(tuple(rows), parts, *_pictures(train, poison))
+    return Comparison(tuple(rows), split, *_pictures(train, poison))
 
 
 def _votes(run: Run, name: str, ensemble: Ensemble, test: ImageDataset, poison: Poison | None) -> dict[str, Tensor]:

@@ -122,10 +122,10 @@ _GLOSSARY = [
 
 
 def _split(comparison: Comparison) -> str:
-    parts = comparison.partitioning
+    split = comparison.split
     return (
-        f"Partitions: {len(parts.sizes)}, of {min(parts.sizes)} to {max(parts.sizes)} rows. Hash collisions between "
-        f"different rows: {parts.collisions}. Rows equal to an earlier one: {parts.duplicates}."
+        f"Base models: {len(split.sizes)}, of {min(split.sizes)} to {max(split.sizes)} rows. Hash collisions between "
+        f"different rows: {split.collisions}. Rows equal to an earlier one: {split.duplicates}."
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from poisonkit.attacks import BadNetsWhite
 from poisonkit.data.augment import Augment
 from poisonkit.defenses import DPA
-from poisonkit.defenses.certified import CertifiedDefense
+from poisonkit.defenses.certified import Aggregation
 from poisonkit.models import ResNet
 from poisonkit.train import OneCycle, Recipe
 from poisonkit.types import Attack
@@ -37,7 +37,7 @@ class Experiment:
     data: str
     attack: Attack
     rate: float
-    defense: CertifiedDefense
+    defense: Aggregation
     recipe: Recipe
 
 

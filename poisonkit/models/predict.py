@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -46,6 +46,12 @@ def top(model: nn.Module, images: Tensor, n: int = 1, batch_size: int = 512) -> 
         return scores.sort(dim=1, descending=True, stable=True).indices[:, :n]
 
     return _map(model, images, batch_size, best)
+
+
+def ensemble_logits(models: Sequence[nn.Module], images: Tensor, batch_size: int = 512) -> Iterator[Tensor]:
+    """The outputs of every model, chunk by chunk of images: uint8 [M, C, H, W] -> float32 [k, m, K] each."""
+    for batch in torch.split(images, batch_size):
+        yield torch.stack([logits(model, batch, batch_size) for model in models])
 
 
 @torch.no_grad()

@@ -49,11 +49,11 @@ OnEpoch = Callable[[Epoch], None]
 class Job:
     """One network to train: a function of ``data.take(rows)``, ``recipe`` and ``key`` alone.
 
-    partition  its id in an ensemble; predictions are keyed by it, never by the order of files or of training
-    rows       int64 row indices into ``data``, in training order
+    id    which base model of an ensemble; votes are keyed by it, never by the order of files or of training
+    rows  int64 row indices into ``data``, in training order
     """
 
-    partition: int
+    id: int
     data: ImageDataset
     rows: Tensor
     recipe: Recipe

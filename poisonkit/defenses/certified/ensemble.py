@@ -1,58 +1,72 @@
-"""What certified defenses share: their three steps, and the ensemble that votes."""
+"""Base models that vote, and what no poison within a budget can do to the vote."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from poisonkit import certificates
-from poisonkit.defenses.certified.partition import Partitioning
 from poisonkit.errors import require
-from poisonkit.models.predict import top
-from poisonkit.random import Key
-from poisonkit.train import Job, OnEpoch, Recipe
-from poisonkit.types import Certificate, ImageDataset
+from poisonkit.models.predict import ensemble_logits
+from poisonkit.types import Certificate
+
+Ballots = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """Base models by partition id, their plurality vote, and its certificate.
+    """Base models by id, their plurality vote, and its certificate.
 
-    models       one module for each partition id 0..k-1
+    models       one module for each id 0..n-1
     num_classes  K
     order        all K classes, the one that wins ties first; None for 0, 1, ..., K-1
+    shifts       bucket h of the rows feeds the models (h + s) mod n for every shift s
     """
 
     models: Mapping[int, nn.Module]
     num_classes: int
     order: tuple[int, ...] | None = None
+    shifts: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         ids = sorted(self.models)
         require(
             ids == list(range(len(ids))) and len(ids) > 0,
             "models",
-            "keyed by every partition id 0..k-1",
+            "keyed by every id 0..n-1",
             ids,
-            "train the missing partitions first",
+            "train the missing base models first",
         )
 
     def top(self, images: Tensor, n: int = 1) -> Tensor:
-        """The n best classes of every base model, int64 [k, M, n], row i being partition i."""
-        return torch.stack([top(self.models[i], images, n) for i in range(len(self.models))])
+        """The n best classes of every base model, int64 [k, M, n], row i being base model i."""
+        return self.ballots(images, n)["top"].to(torch.int64)
 
-    def predict(self, images: Tensor) -> Tensor:
-        """Plurality class of uint8 [M, C, H, W], int64 [M]."""
-        return self.certify(images).prediction
+    def ballots(self, images: Tensor, n: int = 1) -> Ballots:
+        """What every base model says of uint8 [M, C, H, W], as small integers to be counted and kept.
+
+        top  [k, M, n]: the n best classes of each, best first, ties of logits to the smaller class
+        """
+        small = torch.uint8 if self.num_classes <= 256 else torch.uint16
+        require(1 <= n <= self.num_classes, "n", f"in [1, {self.num_classes}], the number of classes", n)
+        models = [self.models[i] for i in range(len(self.models))]
+        parts = [_best(scores, n).to(small) for scores in ensemble_logits(models, images)]
+        return {"top": torch.cat(parts, 1)}
+
+    def count(self, ballots: Ballots) -> Certificate:
+        """The certificate of :meth:`ballots`."""
+        return Certificate(*certificates.dpa(ballots["top"][..., 0], self.num_classes, self.order))
 
     def certify(self, images: Tensor) -> Certificate:
         """Prediction and certified radius of uint8 [M, C, H, W]."""
-        return Certificate(*certificates.dpa(self.top(images)[..., 0], self.num_classes, self.order))
+        return self.count(self.ballots(images))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The class that wins the vote: uint8 [M, C, H, W] -> int64 [M]."""
+        return self.certify(images).prediction
 
     def guesses(self, images: Tensor, n: int) -> Tensor:
         """The n most-voted classes, best first, when every base model votes for its n best: int64 [M, n]."""
@@ -63,21 +77,19 @@ class Ensemble:
         return certificates.top_n(self.top(images, n), self.num_classes, labels, self.order)
 
 
-class CertifiedDefense(Protocol):
-    """A defense cut into jobs, so that an engine may run ``fit`` anywhere; ``__call__`` composes the three here."""
+class LogitSum(nn.Module):
+    """Networks whose logits are added: one base model made of several."""
 
-    source: ClassVar[str]
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
 
-    def check(self, num_classes: int) -> None: ...
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([network(images) for network in self.networks]).sum(0)
 
-    def split(self, data: ImageDataset, key: Key) -> Partitioning: ...
 
-    def base(self, recipe: Recipe) -> Recipe: ...
-
-    def jobs(self, data: ImageDataset, recipe: Recipe, *, key: Key, parts: Partitioning | None = None) -> list[Job]: ...
-
-    def fit(self, job: Job, *, directory: Path | None = None, on_epoch: OnEpoch | None = None) -> nn.Module: ...
-
-    def gather(self, models: Mapping[int, nn.Module], num_classes: int) -> Ensemble: ...
-
-    def __call__(self, data: ImageDataset, recipe: Recipe, *, key: Key) -> Ensemble: ...
+def _best(scores: Tensor, n: int) -> Tensor:
+    """Logits [k, m, K] to the n best classes [k, m, n], best first, ties to the smaller class."""
+    if n == 1:
+        return scores.argmax(2, keepdim=True)
+    return scores.sort(dim=2, descending=True, stable=True).indices[..., :n]

@@ -9,6 +9,7 @@ the weights forges a collision.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,27 +26,52 @@ Hash = Literal["weighted_sum", "pixel_sum"]
 
 
 @dataclass(frozen=True, eq=False)
-class Partitioning:
-    """Disjoint sorted sets of rows.
+class Split:
+    """Which rows each base model sees, and what is to be remembered of how they were chosen.
 
-    rows        one int64 tensor of row indices for each of the k partitions, in training order
+    rows        one int64 tensor of row indices for each base model, in training order
+    shifts      bucket h of the rows feeds the base models (h + s) mod n for every shift s; (0,) for disjoint parts
     collisions  rows that hash like an earlier row but differ from it
     duplicates  rows equal to an earlier row, label included
     """
 
     rows: tuple[Tensor, ...]
-    collisions: int
-    duplicates: int
+    shifts: tuple[int, ...] = (0,)
+    collisions: int = 0
+    duplicates: int = 0
 
     @property
     def sizes(self) -> list[int]:
         return [len(rows) for rows in self.rows]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it as tensors, to be kept with a run."""
+        numbers = {
+            "sizes": self.sizes,
+            "shifts": self.shifts,
+            "collisions": self.collisions,
+            "duplicates": self.duplicates,
+        }
+        return {"rows": torch.cat(self.rows), **{name: torch.tensor(value) for name, value in numbers.items()}}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Split:
+        """The split that :meth:`tensors` wrote down."""
+        rows = torch.split(tensors["rows"], tensors["sizes"].tolist())
+        shifts = tuple(tensors["shifts"].tolist())
+        return cls(rows, shifts, int(tensors["collisions"]), int(tensors["duplicates"]))
+
 
 def partition(
-    data: ImageDataset, partitions: int, *, key: Key, home: Hash = "weighted_sum", hash_label: bool = False
-) -> Partitioning:
-    """Split ``data`` into ``partitions`` sets by content.
+    data: ImageDataset,
+    buckets: int,
+    *,
+    key: Key,
+    shifts: tuple[int, ...] = (0,),
+    home: Hash = "weighted_sum",
+    hash_label: bool = False,
+) -> Split:
+    """Spread ``data`` over ``buckets`` by content; base model i sees the buckets (i - s) mod ``buckets``.
 
     key         the weights are drawn from it, independently of the data
     home        what is taken modulo k: ``weighted_sum`` (h₀), or ``pixel_sum``, the sum of the pixels
@@ -53,17 +79,18 @@ def partition(
     hash_label  append the label's eight little-endian bytes to the image before hashing; a changed
                 label then hits two partitions instead of one
     """
-    require(partitions >= 1, "partitions", "at least 1", partitions)
+    require(buckets >= 1, "buckets", "at least 1", buckets)
     flat = data.images.flatten(1)
     first, second = hashes(flat, data.labels, key, hash_label).cpu().numpy().T
     address = first if home == "weighted_sum" else _pixel_sum(flat, data.labels, hash_label).cpu().numpy()
     order = np.lexsort((second, first))
     collisions, duplicates = _break_ties(order, first, second, data)
-    homes = (address % partitions)[order]
+    homes = (address % buckets)[order]
     by_home = np.argsort(homes, kind="stable")
-    ends = np.searchsorted(homes[by_home], np.arange(1, partitions))
-    rows = tuple(torch.from_numpy(part) for part in np.split(order[by_home], ends))
-    return Partitioning(rows, collisions, duplicates)
+    places = np.split(by_home, np.searchsorted(homes[by_home], np.arange(1, buckets)))
+    fed = ([places[(i - shift) % buckets] for shift in shifts] for i in range(buckets))
+    rows = tuple(torch.from_numpy(order[np.sort(np.concatenate(parts))]) for parts in fed)
+    return Split(rows, shifts, collisions, duplicates)
 
 
 def hashes(flat: Tensor, labels: Tensor, key: Key, hash_label: bool) -> Tensor:
