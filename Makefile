@@ -41,7 +41,7 @@ cuda:
 	@if ! command -v nvcc >/dev/null; then echo "make cuda: skipped, nvcc is not installed"; exit 0; fi; \
 	for file in csrc/*.cu; do for arch in 80 90 100 120; do \
 	  echo "nvcc $$file sm_$$arch"; \
-	  nvcc -std=c++17 -O3 -Icsrc -gencode arch=compute_$$arch,code=sm_$$arch -Xcompiler -fPIC -c $$file -o /dev/null \
+	  nvcc -std=c++17 -O3 -fmad=false -Icsrc -gencode arch=compute_$$arch,code=sm_$$arch -Xcompiler -fPIC -c $$file -o /dev/null \
 	    || exit 1; \
 	done; done
 

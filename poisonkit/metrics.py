@@ -20,12 +20,13 @@ def accuracy(prediction: Tensor, labels: Tensor) -> float:
     return float((prediction == labels).double().mean())
 
 
-def success_rate(prediction: Tensor, labels: Tensor, target: int, *, include_target: bool = False) -> float:
-    """Share of triggered images sent to ``target``, among those whose own label is another."""
+def success_rate(prediction: Tensor, labels: Tensor, target: int | Tensor, *, include_target: bool = False) -> float:
+    """Share of triggered images sent to ``target`` (a class, or int64 [M]), among those whose own label is another."""
     _check(prediction, labels)
-    counted = prediction if include_target else prediction[labels != target]
-    require(len(counted) > 0, "labels", f"of at least one class other than the target {target}", "none")
-    return float((counted == target).double().mean())
+    hits = prediction == target
+    counted = hits if include_target else hits[labels != target]
+    require(len(counted) > 0, "labels", "of at least one class other than the target", "none")
+    return float(counted.double().mean())
 
 
 def clean_accuracy(model: Classifier, data: ImageDataset) -> float:
@@ -42,12 +43,12 @@ def attack_success_rate(model: Classifier, data: ImageDataset, goal: Goal, *, in
     if isinstance(goal, Victims):
         return accuracy(predict(model, goal.images), goal.labels)
     prediction = predict(model, goal.trigger(data.images))
-    return success_rate(prediction, data.labels, goal.target, include_target=include_target)
+    return success_rate(prediction, data.labels, goal.wanted(data.labels), include_target=include_target)
 
 
 def poison_accuracy(model: Classifier, data: ImageDataset, goal: Backdoor) -> float:
     """Share of triggered test images still given their own label (PACC, RA), target class left out."""
-    other = data.labels != goal.target
+    other = data.labels != goal.wanted(data.labels)
     prediction = predict(model, goal.trigger(data.images))
     return accuracy(prediction[other], data.labels[other])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Protocol
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poisonkit.errors import BudgetError, require
+from poisonkit import mapped
+from poisonkit.errors import BudgetError, fail, require
 from poisonkit.random import Key
 
 
@@ -77,7 +79,7 @@ class ImageDataset:
     def digest(self) -> str:
         """SHA-256 (hex) of shape, class names, pixels and labels, in row order."""
         sha = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
-        for part in (*torch.split(self.images, 4096), self.labels):
+        for part in itertools.chain(mapped.pieces(self.images), [self.labels]):
             sha.update(np.ascontiguousarray(part.cpu().numpy()).data)
         return sha.hexdigest()
 
@@ -89,11 +91,13 @@ class Budget:
     rate         fraction of the rows, counted by exact truncation: int(rate · N); 0.003 of 1,281,167 is 3,843
     eps          largest change of a pixel, in pixel steps of 0..255; None for no limit
     clean_label  whether every label must stay as it was
+    per_class    whether ``rate`` is a fraction of the rows of the target class, rather than of all rows
     """
 
     rate: float = 0.01
     eps: float | None = None
     clean_label: bool = False
+    per_class: bool = False
 
     def __post_init__(self) -> None:
         require(0 <= self.rate <= 1, "rate", "a fraction in [0, 1]", self.rate)
@@ -103,6 +107,17 @@ class Budget:
         """How many of ``n`` rows may change."""
         return int(Fraction(str(self.rate)) * n)
 
+    def allowance(self, labels: Tensor, target: Target | None) -> int:
+        """How many rows of a training set with ``labels`` (int64 [N]) a poison for ``target`` may change.
+
+        Raises ArgumentError for a rate per class where there is no one target class.
+        """
+        if not self.per_class:
+            return self.rows(len(labels))
+        if not isinstance(target, int):
+            fail("target", "one class, for a rate per class", target)
+        return self.rows(int((labels == target).sum()))
+
 
 class Trigger(Protocol):
     """What a backdoor does to an image: uint8 [N, C, H, W] to the same, on any device."""
@@ -111,11 +126,28 @@ class Trigger(Protocol):
 
 
 @dataclass(frozen=True)
+class NextClass:
+    """A target that depends on the label: y is to become y + 1, modulo the number of ``classes`` (all-to-all)."""
+
+    classes: int
+
+    def __call__(self, labels: Tensor) -> Tensor:
+        return (labels + 1) % self.classes
+
+
+Target = int | NextClass
+
+
+@dataclass(frozen=True)
 class Backdoor:
-    """A goal: images carrying ``trigger`` are to be classified as ``target``."""
+    """A goal: images carrying ``trigger`` are to be classified as ``target``, one class or a rule."""
 
     trigger: Trigger
-    target: int
+    target: Target
+
+    def wanted(self, labels: Tensor) -> Tensor:
+        """What triggered images of classes ``labels`` (int64 [M]) are to be classified as: int64 [M]."""
+        return torch.full_like(labels, self.target) if isinstance(self.target, int) else self.target(labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +179,7 @@ class Poison:
     budget: Budget
 
     def apply(self, data: ImageDataset) -> ImageDataset:
-        """A copy of ``data`` with the poison in it.
+        """A copy of ``data`` with the poison in it; of memory-mapped images, only the poisoned ones are in memory.
 
         Raises BudgetError when the poison changes more rows, more of a pixel, or more labels than
         its budget allows. Nothing is ever clipped into the budget.
@@ -158,11 +190,13 @@ class Poison:
             "as many rows as images and labels",
             f"{len(self.rows)} rows, {len(self.images)} images, {len(self.labels)} labels",
         )
-        allowed = self.budget.rows(len(data))
+        target = self.goal.target if isinstance(self.goal, Backdoor) else None
+        allowed = self.budget.allowance(data.labels, target)
+        whole = f"class {target}" if self.budget.per_class else len(data)
         require(
             len(self.rows) <= allowed,
             "poisoned rows",
-            f"at most {allowed} ({self.budget.rate} of {len(data)})",
+            f"at most {allowed} ({self.budget.rate} of {whole})",
             len(self.rows),
             "raise the budget's rate",
             BudgetError,
@@ -192,7 +226,7 @@ class Poison:
                 "allow dirty labels",
                 BudgetError,
             )
-        images, labels = data.images.clone(), data.labels.clone()
+        images, labels = mapped.copy(data.images), data.labels.clone()
         images[rows], labels[rows] = new_images, new_labels
         return ImageDataset(images, labels, data.classes)
 
@@ -213,6 +247,17 @@ class Certificate:
         """Share of test images predicted right and certified at ``radius``."""
         sure = (self.prediction == labels.to(self.prediction.device)) & (self.radius >= radius)
         return float(sure.double().mean())
+
+
+@dataclass(frozen=True, eq=False)
+class TemporalCertificate(Certificate):
+    """A certificate against poison bounded in time: its radius is a duration.
+
+    radius     int64 [M]: poison within any ``radius`` consecutive periods leaves the prediction as it is
+    earliness  int64 [M]: so does poison that came in with the last ``earliness`` periods
+    """
+
+    earliness: Tensor
 
 
 class Attack(Protocol):

@@ -17,11 +17,11 @@ PACKAGE = ROOT / "poisonkit"
 
 # A module may import from rooms strictly below its own, and from its own room.
 LAYERS = [
-    {"errors", "random", "config"},
+    {"errors", "random", "config", "mapped", "font"},
     {"ops"},
     {"types"},
     {"data", "models"},
-    {"metrics", "certificates", "triggers"},
+    {"metrics", "certificates", "triggers", "perturb"},
     {"train"},
     {"attacks", "defenses"},
     {"engine"},

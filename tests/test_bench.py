@@ -2,15 +2,18 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bench import __main__ as command_line
-from bench import rows
+from bench import imagenet64, rows
 from bench.goals import GOALS, Goal, standings
 from bench.measure import interleave, speedup
 from bench.rows import Machine, Row
@@ -99,6 +102,43 @@ def test_an_unknown_name_is_refused(capsys):
     with pytest.raises(SystemExit):
         command_line.main(["nothing"])
     assert "no CPU bench of nothing" in capsys.readouterr().err
+
+
+def test_a_bench_that_fills_a_disk_runs_only_when_named(monkeypatch):
+    ran = []
+    for name in command_line.CPU:
+        monkeypatch.setitem(command_line.CPU, name, lambda name=name: ran.append(name))
+    monkeypatch.setattr(command_line, "keep", lambda measured: None)
+    command_line.main([])
+    assert ran
+    assert not set(ran) & command_line.LARGE
+    ran.clear()
+    command_line.main([*command_line.LARGE])
+    assert set(ran) == command_line.LARGE
+
+
+def test_imagenet64_measures_its_goals_and_cleans_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    measured = {row.name for row in imagenet64.bench(train=1000, val=20)}
+    assert {name for name in GOALS if name.startswith("imagenet64/")} <= measured
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("part", ["publish", "convert", "partition"])
+def test_imagenet64_cleans_up_after_a_failure(part, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(imagenet64, part, lambda *_, **__: (tmp_path / "nothing").unlink())
+    with pytest.raises(FileNotFoundError):
+        list(imagenet64.bench(train=500, val=20))
+    assert not list(tmp_path.iterdir())
+
+
+def test_imagenet64_asks_for_room_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=34e9))
+    with pytest.raises(SystemExit, match="TMPDIR must have 35 GB of free disk, got 34 in"):
+        next(imagenet64.bench())
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_table_in_the_docs_is_the_one_the_results_give():

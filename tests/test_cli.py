@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import re
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +19,15 @@ import poisonkit.report
 from poisonkit import ops
 from poisonkit.__main__ import main
 from poisonkit.attacks import ATTACKS
+from poisonkit.commands import arrays
 from poisonkit.data import DATASETS
 from poisonkit.defenses import DEFENSES
+from poisonkit.experiments import EXPERIMENTS
 
 SMALL = [
     *["--data", "digits", "--attack", "badnets_white", "--attack.size", "1", "--rate", "0.05"],
     *["--defense", "dpa", "--defense.partitions", "3", "--limit", "120", "--seed", "7"],
-    *["--recipe.model.width", "8", "--recipe.epochs=1"],
+    *["--recipe.model.width", "8", "--recipe.epochs=1", "--stack", "2"],
 ]
 
 
@@ -34,7 +38,7 @@ def test_run_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert re.search(r"^dpa +\d+\.\d %", shown, re.MULTILINE)
     rows = json.loads((out / "results.json").read_text())
     assert [row["name"] for row in rows] == ["undefended", "base model (1/3 of data)", "dpa"]
-    assert len(rows[2]["certified"]["1"]) == 2  # no radius beyond 3 // 2
+    assert rows[2]["certified"]["1"][-1] == 0  # to the first radius that no image has
     assert rows[2]["certified"]["1"][0] == rows[2]["clean_accuracy"] == rows[2]["guesses"]["1"]
     assert rows[2]["certified"]["3"][0] == rows[2]["guesses"]["3"] >= rows[2]["guesses"]["1"]
     sheet = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
@@ -48,9 +52,9 @@ def test_run_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "Hash collisions between different rows: 0." in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert (out / "figures" / "poisoned.png").read_bytes().startswith(b"\x89PNG")
-    for name in ("undefended", "dpa/base-0000"):
-        lines = (out / name / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(line)["number"] for line in lines] == [1]
+    for name, ids in {"undefended": [0], "dpa/stack-0000": [0, 1], "dpa/base-0002": [2]}.items():
+        lines = [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()]
+        assert [(line["number"], line["id"]) for line in lines] == [(1, i) for i in ids]
     # again: nothing is trained, the same table
     assert main(["run", *SMALL, "--out", str(out)]) == 0
     assert capsys.readouterr().out == shown
@@ -157,12 +161,30 @@ def test_options_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
             ["run", "--data", "digits", "--device", "cuda:99", "--limit", "50"],
             "--device must be one of",
         ),
+        (["run", "--data", "digits", "--stack", "0"], "--stack must be auto, or 1 or more, got 0"),
+        (["run", "--data", "digits", "--stack", "all"], "--stack must be auto, or 1 or more, got all"),
+        (["run", "--data", "digits", "--stack", "1", "--only", "16"], "--only must be .* numbers below 16 .*got .16"),
+        (["run", "--data", "digits", "--stack", "1", "--only", "3-1"], "--only must be .*got '3-1'"),
+        (["run", "--data", "digits", "--stack", "1", "--only", "1,,2"], "--only must be .*got ''"),
+        (["run", "--data", "digits", "--only", "-1"], "--only"),
+        (["run", "--data", "digits", "--only", "1", "--overwrite"], "--only must be without --overwrite"),
+        (["run", "--data", "digits", "--print-job", "slurm"], "--threads must be 1 or more with --print-job, got None"),
+        (["run", "--data", "digits", "--print-job", "pbs"], "invalid choice: 'pbs'"),
+        (
+            ["run", "--data", "digits", "--print-job", "slurm", "--threads", "1", "--only", "1"],
+            "--print-job must be without --only",
+        ),
         (["run", "--data", "digits", "--threads", "1000000"], "--threads must be from 1 to this machine's"),
         (["run", "--data", "digits", "--limit", "50", "--out", "/dev/null"], "run directory must be"),
         (["hash", "/nowhere"], "FILE must be a file, got /nowhere"),
         (["hash", "--seed", "-1", "/dev/null"], "must be"),
         (["list", "--fast"], "arguments must be those that --help lists, got --fast"),
         (["convert", "/nowhere", "/tmp/x"], "/nowhere"),
+        (["dpa"], "the following arguments are required: STUDY"),
+        (["dpa", "advise"], "the following arguments are required: --data"),
+        (["dpa", "family", "--data", "digits", "--limit", "0"], "--limit must be at least 1 row, got 0"),
+        (["dpa", "update", "/nowhere", "--data", "digits"], "run directory must be .*got /nowhere"),
+        (["reproduce", "table2"], "name must be one of dpa, .*got table2"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -180,6 +202,75 @@ def test_bad_arguments_are_one_line(
     assert captured.err.count("\n") == 1, captured.err
     assert re.match(f"poisonkit: .*{message}", captured.err), captured.err
     assert "Traceback" not in captured.err
+
+
+ARRAY = [
+    *["run", "--data", "digits", "--defense.partitions", "10"],
+    *["--stack", "4", "--threads", "1", "--out", "my runs/1"],
+]
+
+
+@pytest.mark.parametrize("option", [["--print-job", "slurm"], ["--print-job=kubernetes"]])
+def test_each_element_of_a_printed_array_trains_a_unit(
+    option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*ARRAY[:3], *option, *ARRAY[3:]]) == 0
+    script, index, count = capsys.readouterr().out, "SLURM_ARRAY_TASK_ID", 4
+    if "slurm" in option:
+        assert script.startswith("#!/bin/bash\n#SBATCH")
+        assert f"#SBATCH --array=0-{count - 1}\n" in script
+        assert "#SBATCH --cpus-per-task=1\n" in script
+    else:
+        spec = pytest.importorskip("yaml", reason="ray is not installed").safe_load(script)["spec"]
+        assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", count, count)
+        [container] = spec["template"]["spec"]["containers"]
+        assert container["resources"] == {"limits": {"cpu": "1"}}
+        assert container["command"] == ["bash", "-c"]
+        [script], index = container["args"], "JOB_COMPLETION_INDEX"
+    fake = tmp_path / "poisonkit"
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+    ran = []
+    for element in range(count):
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", index: str(element)}
+        command = ["bash", "-c", script]
+        ran.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    units = ["undefended", "0", "1", "2"]  # ten base models in stacks of four
+    assert [lines.splitlines() for lines in ran] == [[*ARRAY, "--only", unit] for unit in units]
+
+
+def test_an_array_on_gpus_asks_for_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where it is printed there need be none."""
+    for kind, asked in {"slurm": "#SBATCH --gres=gpu:1", "kubernetes": "nvidia.com/gpu: 1"}.items():
+        assert main([*ARRAY, "--device", "cuda", "--print-job", kind]) == 0
+        assert asked in capsys.readouterr().out
+
+
+def test_what_is_left_is_said_as_it_is_asked_for() -> None:
+    for only in ("0", "0-3", "1,3-4,9,undefended", "undefended"):
+        assert arrays.named(arrays.places(only, 10)) == only
+    assert arrays.named(arrays.places("2,1,1-3,0", 10)) == "0-3"
+
+
+def test_gpus_of_ray_go_with_the_device(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    ray = ["run", "--data", "digits", "--engine", "ray"]
+    assert main([*ray, "--ray.gpus", "0.25"]) == 2
+    assert "--ray.gpus must be above 0 with --device cuda, and only then, got 0.25 on cpu" in capsys.readouterr().err
+    assert main([*ray, "--device", "cuda", "--dry-run"]) == 2
+    assert main([*ray, "--device", "cuda", "--ray.gpus", "0.25", "--dry-run"]) == 0
+    capsys.readouterr()
+    assert main([*ray, "--options"]) == 0
+    assert re.search(r"--ray.retries +3", capsys.readouterr().out)
+    assert main(["run", "--data", "digits", "--ray.gpus", "1"]) == 2
+
+
+def test_a_small_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    demo = EXPERIMENTS["demo"]
+    recipe = replace(demo.recipe, epochs=1, model=replace(demo.recipe.model, width=4))
+    monkeypatch.setitem(EXPERIMENTS, "demo", replace(demo, recipe=recipe, defense=replace(demo.defense, partitions=2)))
+    assert main(["demo", "--out", str(tmp_path / "run")]) == 0
+    assert re.search(r"^dpa +\d+\.\d %", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:

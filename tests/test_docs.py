@@ -35,10 +35,16 @@ COMMANDS = sorted(
 def runnable(command: str) -> list[str]:
     """The command as a test runs it: a run as a dry run, a make target as what it would do, an install not at all."""
     words = shlex.split(command)
-    if words[:2] == ["poisonkit", "run"] and "--options" not in words:
+    if ">" in words:
+        words = words[: words.index(">")]
+    if words[:2] == ["poisonkit", "run"] and not {"--options", "--print-job"} & set(words):
         words.append("--dry-run")
+    if words[:2] in (["poisonkit", "dpa"], ["poisonkit", "reproduce"]) and "--list" not in words:
+        words.append("--help" if "update" in words else "--dry-run")  # an update needs the run that it is of
     if words[:2] == ["poisonkit", "convert"]:  # tests/data runs it on batches in the official layout
         words = ["poisonkit", "convert", "--help"]
+    if words[:2] in (["poisonkit", "craft"], ["poisonkit", "gallery"]):  # tests/attacks runs them at a small size
+        words = [*words[:2], "--help"]
     if words[0] == "poisonkit":
         return [sys.executable, "-m", *words]
     if words[0] == "make":
@@ -47,6 +53,8 @@ def runnable(command: str) -> list[str]:
         return [sys.executable, *words[1:], *([] if len(words) > 3 else ["--list"])]
     if words[0].endswith(".sh"):
         return ["bash", "-n", words[0]]
+    if words[0] in ("sbatch", "kubectl"):  # of a cluster, which is not here
+        return ["bash", "-n", "-c", command]
     if words[:2] == ["pip", "install"]:  # tests/test_build.py builds and installs
         return [sys.executable, "-m", "pip", "--version"]
     raise AssertionError(f"no rule to try {command!r}; add one")
@@ -65,6 +73,13 @@ def test_commands(page: str, command: str) -> None:
 def test_python(page: str, text: str, tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-W", "error", "-c", text], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, f"{page}\n{ran.stderr}"
+
+
+@pytest.mark.parametrize(("kind", "language"), [("slurm", "bash"), ("kubernetes", "yaml")])
+def test_the_array_shown_is_the_one_printed(kind: str, language: str) -> None:
+    [command] = [command for _, command in COMMANDS if f"--print-job {kind}" in command]
+    printed = subprocess.run(runnable(command), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [text for page, text in blocks(language) if page == "clusters.md"] == [printed]
 
 
 def test_files_named_in_the_docs_exist() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
 import pytest
 import torch
 
-from poisonkit import ops
+from poisonkit import mapped, ops
 from poisonkit.defenses.certified import partition
 from poisonkit.defenses.certified.partition import hashes
 from poisonkit.errors import ArgumentError
@@ -90,6 +95,38 @@ def test_forged_collision_is_ordered_by_content(monkeypatch: pytest.MonkeyPatch)
         assert sorted(parts.sizes) == [0, 0, 5]
         sequences.add(tuple(turned[row] for part in parts.rows for row in part.tolist()))
     assert sequences == {((1, 1), (1, 1), (0, 0), (0, 2), (0, 2))}
+
+
+def test_a_mapped_set_is_partitioned_like_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "PIECE", 1000)
+    data = random_data()
+    (tmp_path / "images").write_bytes(data.images.numpy().tobytes())
+    on_file = replace(data, images=mapped.read(tmp_path / "images", data.images.shape))
+    on_file.images[77] = data.images[77] = data.images[5]  # a change that the file does not have
+    for options in ({}, {"hash_label": True}, {"home": "pixel_sum"}):
+        one, other = (partition(either, 5, key=key(1), **options) for either in (data, on_file))
+        assert [rows.tolist() for rows in one.rows] == [rows.tolist() for rows in other.rows]
+        assert (one.duplicates, one.collisions) == (other.duplicates, other.collisions)
+
+
+def test_many_duplicates_are_counted_and_kept_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    kind, labels = torch.randint(0, 50, (3000,), generator=generator), torch.randint(0, 3, (3000,), generator=generator)
+    kind[:2000] = 0  # one image two thousand times, 6 MB
+    distinct = len(set(zip(kind.tolist(), labels.tolist(), strict=True)))
+    data = ImageDataset(kinds[kind], labels, CLASSES)
+    tracemalloc.start()
+    parts = partition(data, 4, key=key(1))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (parts.duplicates, parts.collisions) == (3000 - distinct, 0)
+    assert peak < 2e6
+    for rows in parts.rows:  # equal images lie together, by label
+        together = list(zip(kind[rows].tolist(), labels[rows].tolist(), strict=True))
+        runs = [list(group) for _, group in groupby(together, key=lambda row: row[0])]
+        assert len(runs) == len({row[0] for row in together})
+        assert all(run == sorted(run) for run in runs)
 
 
 def test_edges() -> None:

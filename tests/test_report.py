@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -166,6 +167,21 @@ def test_line_chart_axes_are_round_and_whole_where_the_data_are() -> None:
     assert ticks([0, 1], [2.25, 2.75]) == ["2.2", "2.3", "2.4", "2.5", "2.6", "2.7", "2.8", "0", "1"]
     assert ticks([3], [7]) == ["7", "7.2", "7.4", "7.6", "7.8", "8", "3"]
     assert ticks([0, 50_000], [-1, 1])[5:] == ["0", "10,000", "20,000", "30,000", "40,000", "50,000"]
+
+
+def test_logarithmic_axes_draw_a_power_as_a_line() -> None:
+    widths = [8, 16, 32, 64, 128]
+    options = {"title": "t", "x_label": "w", "y_label": "s", "percent": False, "log_x": True, "log_y": True}
+    chart = report.line_chart([Series("s", widths, [0.01 * w**2 for w in widths])], **options)  # type: ignore[arg-type]
+    svg = ElementTree.fromstring(chart)
+    places = [point.get("transform", "")[10:-1].split(",") for point in svg_with_class(svg, "point")]
+    steps = [(float(x1) - float(x0), float(y1) - float(y0)) for (x0, y0), (x1, y1) in pairwise(places)]
+    assert len(steps) == 4
+    assert all(step == pytest.approx(steps[0], abs=0.11) for step in steps)
+    assert {"10", "20", "50", "100", "0.5", "200"} <= set(svg_texts(svg))
+    for series in (Series("s", [0, 1], [1, 2]), Series("s", [1, 2], [-1, 1])):
+        with pytest.raises(ArgumentError, match="above 0 on a logarithmic axis"):
+            report.line_chart([series], **options)  # type: ignore[arg-type]
 
 
 def test_markers_step_aside_for_a_dense_curve() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from poisonkit import mapped
 from poisonkit.attacks import BadNetsWhite, CentrePatch
 from poisonkit.errors import ArgumentError, BudgetError
 from poisonkit.random import key
@@ -55,6 +57,23 @@ def test_apply_copies() -> None:
     assert set(changed.nonzero()[:, 0].tolist()) <= set(made.rows.tolist())
     assert (dirty.labels[made.rows] == 2).all()
     assert len(made.rows) == 3
+
+
+def test_apply_to_a_mapped_set_changes_neither_it_nor_the_file(tmp_path: Path) -> None:
+    data = some_data(200)
+    path = tmp_path / "images"
+    path.write_bytes(data.images.numpy().tobytes())
+    on_file = replace(data, images=mapped.read(path, data.images.shape))
+    assert on_file.digest() == data.digest()
+    on_file.images[100] = data.images[100] = 7  # written before: the copies have it too
+    for rows in ([3, 50, 199], [4, 199]):
+        made = replace(poison(data, rows, rate=0.5), images=torch.full((len(rows), 3, 8, 8), 9, dtype=torch.uint8))
+        before = data
+        data, on_file = made.apply(data), made.apply(on_file)
+        assert torch.equal(on_file.images, data.images)
+        assert on_file.digest() == data.digest() != before.digest()
+        assert on_file.images.untyped_storage() in mapped._FILES
+    assert path.read_bytes() == some_data(200).images.numpy().tobytes()
 
 
 def test_budget_is_enforced_never_clipped() -> None:

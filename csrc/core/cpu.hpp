@@ -58,12 +58,12 @@ struct Processor {
   Processor() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return;
-    const bool osxsave = c >> 27 & 1, avx = c >> 28 & 1;
+    const bool osxsave = c >> 27 & 1, avx = c >> 28 & 1, fma = c >> 12 & 1;
     if (!osxsave || !avx || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
     unsigned xcr0 = 0, high = 0;
     __asm__("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
     constexpr unsigned kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000;
-    avx2 = (xcr0 & kYmm) == kYmm && (b >> 5 & 1);
+    avx2 = (xcr0 & kYmm) == kYmm && (b >> 5 & 1) && fma;  // kernels use both
     const bool avx512_f_bw = (b >> 16 & 1) && (b >> 30 & 1);
     avx512_vnni = avx2 && (xcr0 & kZmm) == kZmm && avx512_f_bw && (c >> 11 & 1);
     const bool amx_tile_int8 = (d >> 24 & 1) && (d >> 25 & 1);

@@ -27,8 +27,7 @@ class Avx2 {
   }
 
   void hash(const uint8_t* x, int64_t stride, int64_t rows, int64_t* out, int64_t out_stride) const {
-    // While the weights fit the L2 cache, long runs along few rows suit the prefetchers best.
-    const int64_t group = dim_ <= 16384 ? 4 : kMaxGroup;
+    const int64_t group = fits_l2() ? 8 : kMaxGroup;
     for (int64_t row = 0; row < rows; row += group) {
       const uint8_t* first = x + row * stride;
       const int64_t count = std::min(group, rows - row);
@@ -47,17 +46,32 @@ class Avx2 {
   // A 32-bit lane takes 4 bytes of each step: 256 products of at most 255 * 2^15 stay below 2^31.
   static constexpr int64_t kBlock = 2048;
 
-  // R rows by V vectors by 3 digits make 12 accumulators: with a weight and R rows of bytes, the 16 registers.
+  // What to prefetch: a line every gap bytes from next on, one for each row, and then step bytes further.
+  struct Ahead {
+    const uint8_t* next;
+    int64_t gap, step;
+  };
+
+  // Whether the weights, this group of rows and the next one do.
+  bool fits_l2() const { return dim_ <= 16384; }
+
+  // R rows by V vectors by 3 digits make 12 accumulators: with R rows of bytes, their mask and a product, 16 registers.
   template <int R, int V>
   POISONKIT_TARGET("avx2")
   void hash_group(const uint8_t* x, int64_t stride, int64_t rows, int64_t* out, int64_t out_stride) const {
     __m256i sums[kMaxGroup][V][3] = {};
+    // The next group of rows, strictly in the order of memory, which the hardware prefetchers take up; or, where the L2
+    // cache would lose it again, the rows that come next.
+    Ahead ahead = fits_l2() ? Ahead{x + rows * stride, 64, 64 * R} : Ahead{x, stride, 64};
     for (int64_t start = 0; start < dim_; start += kBlock) {
       const int64_t columns = std::min(kBlock, dim_ - start);
       const int16_t* digits = reinterpret_cast<const int16_t*>(table_.data()) + start * 3 * V;
       int64_t row = 0;
-      for (; row + R <= rows; row += R) add_block<R, V>(x + row * stride + start, stride, columns, digits, &sums[row]);
-      for (; row < rows; ++row) add_block<1, V>(x + row * stride + start, stride, columns, digits, &sums[row]);
+      for (; row + R <= rows; row += R) {
+        if (!fits_l2()) ahead.next = x + (row + R) * stride + start;
+        add_block<R, V>(x + row * stride + start, stride, columns, digits, &sums[row], ahead);
+      }
+      for (; row < rows; ++row) add_block<1, V>(x + row * stride + start, stride, columns, digits, &sums[row], ahead);
     }
     for (int64_t row = 0; row < rows; ++row) {
       for (int v = 0; v < V; ++v) {
@@ -75,21 +89,21 @@ class Avx2 {
   // Adds to sums the digit sums of R rows over at most kBlock columns.
   template <int R, int V>
   POISONKIT_TARGET("avx2")
-  static void add_block(const uint8_t* x, int64_t stride, int64_t columns, const int16_t* digits,
-                        __m256i (*sums)[V][3]) {
+  static void add_block(const uint8_t* x, int64_t stride, int64_t columns, const int16_t* digits, __m256i (*sums)[V][3],
+                        Ahead& ahead) {
     const int64_t whole = columns / kStep * kStep;
-    add_steps<R, V>(x, stride, whole, digits, sums);
+    add_steps<R, V>(x, stride, whole, digits, sums, ahead);
     if (whole < columns) {
       uint8_t tail[R][kStep] = {};
       for (int r = 0; r < R; ++r) std::memcpy(tail[r], x + r * stride + whole, columns - whole);
-      add_steps<R, V>(tail[0], kStep, kStep, digits + whole * 3 * V, sums);
+      add_steps<R, V>(tail[0], kStep, kStep, digits + whole * 3 * V, sums, ahead);
     }
   }
 
   template <int R, int V>
   POISONKIT_TARGET("avx2")
-  static void add_steps(const uint8_t* x, int64_t stride, int64_t columns, const int16_t* digits,
-                        __m256i (*sums)[V][3]) {
+  static void add_steps(const uint8_t* x, int64_t stride, int64_t columns, const int16_t* digits, __m256i (*sums)[V][3],
+                        Ahead& ahead) {
     __m256i lanes[R][V][3];
     POISONKIT_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -101,9 +115,10 @@ class Avx2 {
     }
     int64_t k = 0;
     for (; k + 2 * kStep <= columns; k += 2 * kStep) {
-      for (int r = 0; r < R; ++r) {  // the rows that come next
-        _mm_prefetch(reinterpret_cast<const char*>(x + k + (R + r) * stride), _MM_HINT_T0);
+      for (int r = 0; r < R; ++r) {
+        _mm_prefetch(reinterpret_cast<const char*>(ahead.next + r * ahead.gap), _MM_HINT_T0);
       }
+      ahead.next += ahead.step;
       POISONKIT_UNROLL
       for (int u = 0; u < 2; ++u) add_step<R, V>(x + k + u * kStep, stride, digits + (k + u * kStep) * 3 * V, lanes);
     }
@@ -138,12 +153,12 @@ class Avx2 {
       for (int v = 0; v < V; ++v) {
         POISONKIT_UNROLL
         for (int j = 0; j < 3; ++j) {
-          __m256i weight =
-              _mm256_load_si256(reinterpret_cast<const __m256i*>(digits + ((parity * V + v) * 3 + j) * 16));
-          POISONKIT_IN_REGISTER(weight);
+          // Not held in a register: as an operand in memory it takes no place of its own among the instructions.
+          const auto* weight = reinterpret_cast<const __m256i*>(digits + ((parity * V + v) * 3 + j) * 16);
           POISONKIT_UNROLL
           for (int r = 0; r < R; ++r) {
-            lanes[r][v][j] = _mm256_add_epi32(lanes[r][v][j], _mm256_madd_epi16(bytes[r], weight));
+            const __m256i products = _mm256_madd_epi16(bytes[r], _mm256_load_si256(weight));
+            lanes[r][v][j] = _mm256_add_epi32(lanes[r][v][j], products);
             POISONKIT_IN_REGISTER(lanes[r][v][j]);
           }
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from poisonkit.attacks.dirty_label import stamp
+from poisonkit.attacks.poisoning import Rows, stamp
 from poisonkit.random import Key
 from poisonkit.triggers import Square
 from poisonkit.types import Budget, ImageDataset, Poison
@@ -20,6 +20,7 @@ class CentrePatch:
     """A square in the centre.
 
     target  the class the attacker wants (0 in the paper)
+    rows    which rows may be picked: any, those of other classes, or those of the target
     size    side of the square in pixels (16 or 1 in the paper, on 64×64); None for a quarter of the image's height
     value   grey level of the square (0, black, in the paper)
     """
@@ -27,10 +28,11 @@ class CentrePatch:
     source: ClassVar[str] = "Wang and Feizi 2023, arXiv 2306.16415, section 5.1"
 
     target: int = 0
+    rows: Rows = "any"
     size: int | None = None
     value: int = 0
 
     def __call__(self, data: ImageDataset, budget: Budget, *, key: Key) -> Poison:
         """Poison as many rows as ``budget`` allows."""
         size = max(1, data.shape[1] // 4) if self.size is None else self.size
-        return stamp(data, Square(size, self.value, "centre"), self.target, budget, key)
+        return stamp(data, Square(size, self.value, "centre"), self.target, budget, key, rows=self.rows)

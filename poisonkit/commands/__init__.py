@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from poisonkit.commands import convert, demo, hashing, listing, run
+from poisonkit.commands import convert, craft, demo, dpa, gallery, hashing, listing, reproduce, run
 
-COMMANDS = (demo, run, listing, hashing, convert)
+COMMANDS = (demo, run, dpa, reproduce, craft, gallery, listing, hashing, convert)

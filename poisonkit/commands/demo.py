@@ -7,6 +7,7 @@ import argparse
 from poisonkit.commands.parsing import Commands, no_options
 from poisonkit.commands.run import Plan, execute
 from poisonkit.data import load
+from poisonkit.engine import Local
 from poisonkit.experiments import EXPERIMENTS
 
 
@@ -14,7 +15,8 @@ def add(commands: Commands) -> None:
     demo = commands.add_parser("demo", help="the main job on real digits that come with the package, in a minute")
     demo.add_argument("--out", default="runs/demo", help="run directory (default: %(default)s)")
     demo.add_argument("--overwrite", action="store_true", help="start afresh instead of taking up an earlier run")
-    demo.set_defaults(command=_demo)
+    # tiny layers gain nothing from more threads, and lose a lot on a busy machine
+    demo.set_defaults(command=_demo, device="cpu", threads=1, stack="auto", only=None, print_job=None)
 
 
 def _demo(arguments: argparse.Namespace, options: list[str]) -> None:
@@ -22,5 +24,4 @@ def _demo(arguments: argparse.Namespace, options: list[str]) -> None:
     demo = EXPERIMENTS["demo"]
     plan = Plan(demo.data, None, demo.attack, demo.rate, demo.defense, demo.recipe, 0)
     train, test = load(demo.data)
-    arguments.threads = 1  # tiny layers gain nothing from more, and lose a lot on a busy machine
-    execute(plan, train, test, "dpa", arguments)
+    execute(plan, train, test, "dpa", Local(), arguments)

@@ -33,11 +33,17 @@ class Augment:
         in the training set) and ``key`` alone, so neither on the batch nor on the device. Pass a
         key per epoch.
         """
-        if not self.crop and not self.flip:
-            return images
-        count, _, height, width = images.shape
+        return self.apply(images, self.draw(positions, key))
+
+    def draw(self, positions: Tensor, key: Key) -> Tensor:
+        """How to augment the images at ``positions`` (int64 [B]), for :meth:`apply`: int64 [B, 3]."""
         span = 2 * self.crop + 1
-        down, right, mirror = key.below((span, span, 2), positions).unbind(1)
+        return key.below((span, span, 2), positions)
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] moved down and right and mirrored as ``drawn`` (int64 [B, 3]) says, image by image."""
+        count, _, height, width = images.shape
+        down, right, mirror = drawn.unbind(1)
         if self.crop:
             # Every window is a view of the padded images; only the one drawn is copied
             windows = pad(images, (self.crop,) * 4).unfold(2, height, 1).unfold(3, width, 1)

@@ -10,13 +10,14 @@ Source: Chrabaszcz, Loshchilov, Hutter, A Downsampled Variant of ImageNet, 2017,
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import struct
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from poisonkit import mapped
 from poisonkit.data.batch import unpack
 from poisonkit.data.files import expect, read_text, reason, sha256
 from poisonkit.data.restricted import read_pickle
@@ -33,6 +35,7 @@ from poisonkit.types import ImageDataset
 CLASSES = 1000
 TRAIN_BATCHES = 10
 FORMAT = "poisonkit imagenet64 1"
+BLOCK = 1 << 22  # bytes copied at a time
 
 
 def convert(
@@ -42,9 +45,9 @@ def convert(
 
     The folder gets train_images.npy, val_images.npy (uint8 [N, 3, s, s]), train_labels.npy, val_labels.npy (int64 [N],
     from 0) and index.json (shapes, class names, and the SHA-256 of every source). Class names are those of
-    map_clsloc.txt where it lies in ``source``, else "0" to "999". Needs the memory of one batch. The folder appears
-    whole or not at all; what a killed conversion left behind is swept away by the next. ``progress`` is told of each
-    batch done.
+    map_clsloc.txt where it lies in ``source``, else "0" to "999". Needs the memory of one batch for pickles, and a few
+    megabytes for .npz files. The folder appears whole or not at all; what a killed conversion left behind is swept away
+    by the next. ``progress`` is told of each batch done.
 
     Raises ArgumentError if ``destination`` exists, DataError, naming the file, for a batch that is missing, damaged, or
     whose labels leave 1..1000.
@@ -74,8 +77,8 @@ def convert(
 def read_imagenet64(folder: str | os.PathLike[str]) -> tuple[ImageDataset, ImageDataset]:
     """(train, validation) of a folder that ``convert`` wrote, its images memory-mapped from the files.
 
-    The mapping is read only: copy images (``take``, ``clone``) before changing them in place, or the process is
-    stopped by the operating system. Raises DataError where a file is missing or not as index.json says.
+    The mapping is private: what is written into images takes memory, and leaves the files as they are. Raises DataError
+    where a file is missing or not as index.json says.
     """
     folder = Path(folder)
     path = folder / "index.json"
@@ -91,9 +94,10 @@ def read_imagenet64(folder: str | os.PathLike[str]) -> tuple[ImageDataset, Image
     expect(good, path, f"of format {FORMAT!r}", f"{form!r}", "convert it again")
 
     def read(split: str) -> ImageDataset:
-        images = _mapped(folder / f"{split}_images.npy", shapes[split], "uint8")
+        path = folder / f"{split}_images.npy"
+        images = mapped.read(path, shapes[split], _array(path, shapes[split], "uint8").offset)
         path = folder / f"{split}_labels.npy"
-        labels = _mapped(path, shapes[split][:1], "int64").clone()
+        labels = torch.tensor(_array(path, shapes[split][:1], "int64"))
         low, high = int(labels.min()), int(labels.max())
         expect(
             low >= 0 and high < len(classes), path, f"in 0..{len(classes) - 1}", f"{low}..{high}", "convert it again"
@@ -134,25 +138,21 @@ def _convert_split(
     labels: list[NDArray[np.int64]] = []
     sources = {}
     shape: tuple[int, ...] = ()
-    with (folder / f"{split}_images.npy").open("wb") as file:
+    # a second thread digests each batch while this one copies it: either takes about as long
+    with (folder / f"{split}_images.npy").open("wb") as file, ThreadPoolExecutor(1) as other:
         for path in files:
-            batch = _read_batch(path)
-            images, numbers = unpack(path, batch.get("data"), batch.get("labels"), CLASSES, first=1)
-            if not labels:
-                shape = images.shape[1:]
-                _write_header(file, 0, shape)  # room for the count, known at the end
-                start = file.tell()
-            expect(images.shape[1:] == shape, path, f"images of shape {shape}, as before it", images.shape[1:])
-            file.write(np.ascontiguousarray(images).data)
+            digest = other.submit(sha256, path)
+            shape, numbers = _append(path, file, shape)
             labels.append(numbers)
-            sources[path.name] = sha256(path)
+            sources[path.name] = digest.result()
             if progress:
                 progress(f"{path.name}: {len(numbers)} images")
         every = np.concatenate(labels)
         expect(len(every) > 0, files[0], "a batch of images", "none")
+        end = file.tell()
         file.seek(0)
         _write_header(file, len(every), shape)
-        assert file.tell() == start
+        assert end - file.tell() == len(every) * math.prod(shape)
         _sync(file)
     with (folder / f"{split}_labels.npy").open("wb") as file:
         np.save(file, every)
@@ -160,12 +160,39 @@ def _convert_split(
     return {"images": [len(every), *shape], "labels": [len(every)], "sources": sources}
 
 
-def _read_batch(path: Path) -> dict[str, Any]:
+def _append(path: Path, file: IO[bytes], shape: tuple[int, ...]) -> tuple[tuple[int, ...], NDArray[np.int64]]:
+    """Add the images of a batch to ``file``, a .npy of images of ``shape`` if not empty; their shape and labels."""
+    labels = []
+    for images, numbers in _read_batch(path):
+        if not shape:
+            shape = images.shape[1:]
+            _write_header(file, 0, shape)  # room for the count, known at the end
+        expect(images.shape[1:] == shape, path, f"images of shape {shape}, as before it", images.shape[1:])
+        file.write(np.ascontiguousarray(images).data)
+        labels.append(numbers)
+    return shape, np.concatenate(labels)
+
+
+def _read_batch(path: Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """The images [n, 3, s, s] and labels from 0 of a batch, in parts: at least one, and all of one shape."""
     if path.suffix != ".npz":
-        return read_pickle(path)
+        batch = read_pickle(path)
+        yield unpack(path, batch.get("data"), batch.get("labels"), CLASSES, first=1)
+        return
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in ("data", "labels")}
+            labels = file["labels"]
+            with file.zip.open("data.npy") as data:
+                shape, dtype = _read_header(path, data)
+                # all is checked before any of it is read, on an array of that shape and type that takes no memory
+                images, numbers = unpack(path, np.broadcast_to(np.zeros(1, dtype), shape), labels, CLASSES, first=1)
+                shape, rows = images.shape[1:], max(1, BLOCK // math.prod(images.shape[1:]))
+                for part in np.split(numbers, range(rows, len(numbers), rows)):
+                    content = data.read(len(part) * math.prod(shape))
+                    yield np.frombuffer(content, np.uint8).reshape(len(part), *shape), part
+                expect(not data.read(1), f"{path}: data", "as long as its shape says", "more")
+    except DataError:
+        raise
     except (
         *(OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, NotImplementedError),
         *(MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error),
@@ -173,23 +200,29 @@ def _read_batch(path: Path) -> dict[str, Any]:
         fail(str(path), "a whole .npz file of data and labels", reason(error), error=DataError)
 
 
+def _read_header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the .npy array that follows in ``file``."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    expect(not fortran, f"{path}: data", "stored row by row", "column by column", "save np.ascontiguousarray(data)")
+    return shape, dtype
+
+
 def _write_header(file: IO[bytes], n: int, shape: tuple[int, ...]) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _mapped(path: Path, shape: list[int], dtype: str) -> torch.Tensor:
-    """The array in ``path`` as a tensor on its read-only mapping."""
+def _array(path: Path, shape: list[int], dtype: str) -> np.memmap[Any, Any]:
+    """The array in the file ``path``, checked, on its mapping."""
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: np.memmap[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, TypeError, OverflowError) as error:
         fail(str(path), "a whole .npy file", reason(error), "convert it again", DataError)
     good = list(array.shape) == shape and array.dtype == dtype and array.flags.c_contiguous
     expect(good, path, f"{dtype} {shape}, as index.json says", f"{array.dtype} {list(array.shape)}", "convert it again")
-    with warnings.catch_warnings():
-        # torch cannot mark a tensor read only, and says so; the docstring of read_imagenet64 does too
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
+    return array
 
 
 def _sync(file: IO[Any]) -> None:

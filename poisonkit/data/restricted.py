@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pickle
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,6 +36,13 @@ _SHAREABLE = frozenset({
     "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "GLOBAL", "STACK_GLOBAL", "REDUCE",
 })
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+# How the length before a string that may be long is written: bytes, and whether signed.
+_LONG = {
+    pickletools.TAKEN_FROM_ARGUMENT4: (4, True),
+    pickletools.TAKEN_FROM_ARGUMENT4U: (4, False),
+    pickletools.TAKEN_FROM_ARGUMENT8U: (8, False),
+}
 _NUMBERS = frozenset({"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"})
 # fmt: on
 
@@ -70,8 +77,7 @@ def _inspect(file: IO[bytes]) -> None:
     """Refuse a pickle with an instruction outside the list, an outsized memo, or a container used twice."""
     stored, previous = 0, ""
     shareable: set[int] = set()
-    for instruction, argument, _ in pickletools.genops(file):
-        name = instruction.name
+    for name, argument in _instructions(file):
         expect(name in _INSTRUCTIONS, "a data pickle", "built of data only", f"instruction {name}")
         if name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             # picklers number the memo in order, Python 2 from 1; a large index would make the unpickler fill gigabytes
@@ -84,6 +90,28 @@ def _inspect(file: IO[bytes]) -> None:
             expect(argument in shareable, "a container", "used once", "one used again")
         previous = name
     expect(not file.read(1), "a pickle", "the whole file", "more bytes after its end")
+
+
+def _instructions(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    """Name and argument of each instruction, as of ``pickletools.genops``; strings that may be long are passed over.
+
+    The pixels of a data set are one such string, and to read it twice would double the time and memory it takes.
+    """
+    name = ""
+    while name != "STOP":
+        code = file.read(1)
+        found = _OPCODES.get(code.decode("latin1"))
+        if found is None:
+            raise ValueError(f"no instruction: {code!r}")
+        name, kind, argument = found.name, found.arg, None
+        if kind and kind.n in _LONG:
+            width, signed = _LONG[kind.n]
+            length = int.from_bytes(file.read(width), "little", signed=signed)
+            if length < 0 or (length and not (file.seek(length - 1, 1) and file.read(1))):
+                raise ValueError(f"{name} of {length} bytes, more than there are")
+        elif kind:
+            argument = kind.reader(file)
+        yield name, argument
 
 
 # The stand-ins. They take what NumPy's own pickles pass and ignore what they do not need. None is NumPy's: its types

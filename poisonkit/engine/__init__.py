@@ -1,8 +1,13 @@
-"""Where work runs: run directories, manifests, resuming, and the engine that trains base models."""
+"""Where work runs: run directories, manifests, resuming, and the engines that train networks."""
 
 from poisonkit.engine.environment import environment
-from poisonkit.engine.local import load_ensemble, train_ensemble, train_model
+from poisonkit.engine.finished import load_ensemble
+from poisonkit.engine.local import Local
 from poisonkit.engine.progress import Progress
+from poisonkit.engine.ray import Ray
 from poisonkit.engine.run import Run
+from poisonkit.engine.units import Engine, Unit
 
-__all__ = ["Progress", "Run", "environment", "load_ensemble", "train_ensemble", "train_model"]
+ENGINES: dict[str, type[Local] | type[Ray]] = {"local": Local, "ray": Ray}
+
+__all__ = ["ENGINES", "Engine", "Local", "Progress", "Ray", "Run", "Unit", "environment", "load_ensemble"]

@@ -8,7 +8,8 @@ from dataclasses import asdict
 
 from poisonkit import report
 from poisonkit.engine import Run
-from poisonkit.experiments.comparison import Comparison, Row
+from poisonkit.experiments.comparison import Comparison
+from poisonkit.experiments.measures import Row
 
 RADII = (0, 1, 2, 3, 5)
 
@@ -24,19 +25,20 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
     for row in rows:
         cell: list[object] = [row.name, report.percent(row.clean_accuracy)]
         cell += [_percent(row.attack_success_rate), _percent(row.poison_accuracy)] if attacked else []
-        cell += [_percent(_curve(row)[r] if r < len(_curve(row)) else None) for r in radii]
+        cell += [_percent(at(_curve(row), r)) for r in radii]
         cells.append([*cell, f"{row.seconds:.1f} s"])
     return headers, cells
 
 
 def data_table(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
     """Every number of a comparison, as fractions and seconds, for a spreadsheet."""
-    guesses, reach = list(rows[0].guesses), max(len(_curve(row)) for row in rows)
+    guesses, curves = list(rows[0].guesses), [curve for row in rows for curve in (row.certified or {}).values()]
+    reach = max(map(len, curves), default=0)
     headers = ["classifier", "clean_accuracy", "attack_success_rate", "poison_accuracy", "train_seconds"]
     headers += [f"acc@{n}" for n in guesses] + [f"certified acc@{n} r={r}" for n in guesses for r in range(reach)]
     cells: list[list[object]] = []
     for row in rows:
-        certified = [row.certified[n][r] if row.certified else None for n in guesses for r in range(reach)]
+        certified = [at(row.certified[n], r) if row.certified else None for n in guesses for r in range(reach)]
         first = [row.name, row.clean_accuracy, row.attack_success_rate, row.poison_accuracy, row.seconds]
         cells.append([*first, *row.guesses.values(), *certified])
     return headers, cells
@@ -45,6 +47,11 @@ def data_table(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
 def _curve(row: Row) -> tuple[float, ...]:
     """Certified accuracy of the first guess by radius; empty for a single model."""
     return row.certified[1] if row.certified else ()
+
+
+def at(curve: Sequence[float], radius: int) -> float | None:
+    """A certified accuracy; 0 beyond the end of its curve, None where there is no curve."""
+    return (curve[radius] if radius < len(curve) else 0.0) if curve else None
 
 
 def guess_table(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
@@ -78,12 +85,14 @@ def write(run: Run, comparison: Comparison, *, title: str, subtitle: str, comman
                 if n <= 5
             ],
             title="Certified accuracy against budget",
-            x_label="rows inserted or deleted (a replaced row is two)",
+            x_label=comparison.budget,
             y_label="certified accuracy",
             step=True,
         )
         run.write("figures/certified.svg", curve)
-        charts.append(report.figure(curve, "Test images whose label is among the guesses whichever rows those are"))
+        charts.append(
+            report.figure(curve, "Test images whose label is among the guesses whatever the attacker puts there")
+        )
     measures = {"clean accuracy": [row.clean_accuracy for row in rows]}
     if last.attack_success_rate is not None:
         measures["attack success"] = [row.attack_success_rate or 0.0 for row in rows]
@@ -94,14 +103,14 @@ def write(run: Run, comparison: Comparison, *, title: str, subtitle: str, comman
         report.Section(
             "",
             [
-                report.cards(_headlines(rows)),
-                report.html_table(*table(rows), "Accuracies; r=n: certified accuracy at n rows"),
+                report.cards(_headlines(comparison)),
+                report.html_table(*table(rows), f"Accuracies; r=n: certified accuracy at n {comparison.budget}"),
             ],
         ),
         report.Section("Figures", charts),
         *([report.Section("The attack", figures)] if figures else []),
         report.Section("Guesses", [report.html_table(*guess_table(rows), "Share of labels among n guesses")]),
-        report.Section("What the columns say", [*_GLOSSARY, _split(comparison)]),
+        report.Section("What the columns say", [*_glossary(comparison), _split(comparison)]),
         report.Section(
             "Run it again",
             [report.code(command), report.details("Manifest", json.dumps(run.manifest, indent=2))],
@@ -111,14 +120,15 @@ def write(run: Run, comparison: Comparison, *, title: str, subtitle: str, comman
     run.finish()
 
 
-_GLOSSARY = [
-    "Attack success: triggered test images of other classes that are classified as the attacker's target.",
-    "Poison accuracy: triggered test images of other classes that still get their own label.",
-    "Certified accuracy at r=n: test images classified right, with a proof that inserting or deleting any n rows of "
-    "the training set as given here, poison included, changes nothing. A replaced row counts twice.",
-    "One base model: the mean over the ensemble's base models, each trained on its own part of the data.",
-    "acc@n: the label is among the n most-voted classes when every base model votes for its n best.",
-]
+def _glossary(comparison: Comparison) -> list[str]:
+    return [
+        "Attack success: triggered test images of other classes that are classified as the attacker's target.",
+        "Poison accuracy: triggered test images of other classes that still get their own label.",
+        f"Certified accuracy at r=n: test images classified right, with a proof that n {comparison.budget}, whatever "
+        "they hold, change nothing. The training set as given here, poison included, is where the proof starts from.",
+        "One base model: the mean over the ensemble's base models, each trained on its own part of the data.",
+        "acc@n: the label is among the n most-voted classes when every base model votes for its n best.",
+    ]
 
 
 def _split(comparison: Comparison) -> str:
@@ -129,7 +139,8 @@ def _split(comparison: Comparison) -> str:
     )
 
 
-def _headlines(rows: Sequence[Row]) -> list[report.Headline]:
+def _headlines(comparison: Comparison) -> list[report.Headline]:
+    rows = comparison.rows
     first, last = rows[0], rows[-1]
     found = []
     if first.attack_success_rate is not None and last.attack_success_rate is not None:
@@ -138,7 +149,7 @@ def _headlines(rows: Sequence[Row]) -> list[report.Headline]:
     change = f"{_percent(first.clean_accuracy)} → {_percent(last.clean_accuracy)}"
     found.append(report.Headline(change, "clean accuracy", f"{first.name} → {last.name}"))
     if len(_curve(last)) > 1:
-        label = "certified: one row inserted or deleted"
+        label = f"certified at 1: {comparison.budget}"
         found.append(report.Headline(_percent(_curve(last)[1]), label, last.name))
     return found
 

@@ -9,6 +9,7 @@ load. Every down-sampling shortcut is a 1x1 projection (the paper's option B), a
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import isqrt
 from typing import Literal
@@ -81,6 +82,49 @@ class ResNet:
         require(partitions >= 1, "partitions", "1 or more", partitions)
         floor = isqrt(self.width**2 // partitions)  # of width/√partitions, exactly
         return replace(self, width=max(2, (floor + 1) // 2 * 2))
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` for prediction: the batch norms of every residual network in it go into the layers before."""
+    copy = deepcopy(model).eval()
+    for conv, norm in _pairs(model).items():
+        layer = copy.get_submodule(conv)
+        assert isinstance(layer, nn.Conv2d)
+        layer.bias = nn.Parameter(layer.weight.new_empty(layer.out_channels))
+        parent, _, name = norm.rpartition(".")
+        copy.get_submodule(parent).add_module(name, nn.Identity())
+    fold_into(copy, model)
+    return copy
+
+
+@torch.no_grad()
+def fold_into(copy: nn.Module, model: nn.Module) -> None:
+    """Give ``copy``, the :func:`folded` of another network of this architecture, the weights of ``model``."""
+    layers, pairs = dict(model.named_modules()), _pairs(model)
+    for name, layer in copy.named_modules():
+        old = layers[name]
+        if name in pairs:
+            norm = layers[pairs[name]]
+            assert isinstance(norm, nn.BatchNorm2d)
+            scale = norm.weight * (norm.get_buffer("running_var") + norm.eps).rsqrt()
+            layer.get_parameter("weight").copy_(old.get_parameter("weight") * scale[:, None, None, None])
+            layer.get_parameter("bias").copy_(norm.bias - norm.get_buffer("running_mean") * scale)
+        else:
+            for key, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
+                tensor.copy_(getattr(old, key))
+
+
+def _pairs(model: nn.Module) -> dict[str, str]:
+    """The convolutions of the residual networks in ``model``, and the batch norm that follows each."""
+    pairs: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (ResidualNetwork, _Block)):
+            names = {name: f"bn{name[4:]}" for name, _ in module.named_children() if name.startswith("conv")}
+            if isinstance(module, _Block) and module.downsample is not None:
+                names["downsample.0"] = "downsample.1"
+            prefix = f"{path}." if path else ""
+            pairs |= {prefix + conv: prefix + norm for conv, norm in names.items()}
+    return pairs
 
 
 class ResidualNetwork(nn.Module):

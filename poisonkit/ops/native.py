@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,11 @@ def threads() -> int:
     A child has none of the OpenMP threads its parent started, and would wait for them for ever.
     """
     return 1 if _forked else torch.get_num_threads()
+
+
+def cuda_is_built() -> bool:
+    """Whether this build has CUDA kernels."""
+    return importlib.util.find_spec("poisonkit._cuda") is not None
 
 
 def build_info() -> dict[str, object]:

@@ -11,6 +11,7 @@ import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from poisonkit.errors import require
 from poisonkit.report import tables
@@ -66,15 +67,18 @@ class Series:
 
 @dataclass(frozen=True)
 class _Axis:
-    """A linear map from [low, high] to pixels [start, stop]."""
+    """A map from [low, high] to pixels [start, stop], linear or, with ``log``, logarithmic."""
 
     low: float
     high: float
     start: float
     stop: float
+    log: bool = False
 
     def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
+        scale = math.log if self.log else float
+        share = (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
+        return self.start + share * (self.stop - self.start)
 
 
 def line_chart(
@@ -85,25 +89,30 @@ def line_chart(
     y_label: str,
     percent: bool = True,
     step: bool = False,
+    log_x: bool = False,
+    log_y: bool = False,
 ) -> Html:
     """Lines over a shared x axis, as SVG.
 
     percent  y is a fraction, shown as a percentage on an axis that starts at 0
     step     y keeps its value until the next x, as an accuracy certified at whole numbers of rows does
+    log_x    the x axis is logarithmic; so is, with ``log_y``, the y axis, which then starts above 0
     """
     _check_count([each.label for each in series])
     xs = [x for each in series for x in each.x]
     ys = [y for each in series for y in each.y]
+    require(not log_x or min(xs) > 0, "x", "above 0 on a logarithmic axis", min(xs))
+    require(not log_y or min(ys) > 0, "y", "above 0 on a logarithmic axis", min(ys))
     whole = all(float(x).is_integer() for x in xs)
     show, name_tick = _formats(percent)
     head, top = _header(title, y_label, [each.label for each in series], _line_key)
     bottom = top + 210
-    spare = 0.5 if min(xs) == max(xs) else 0.0  # a single x stands in the middle
-    y_ticks = _round_out(min(0, *ys) if percent else min(ys), max(ys), 6)
+    spare = (0.5 * min(xs) if log_x else 0.5) if min(xs) == max(xs) else 0.0  # a single x stands in the middle
+    y_ticks = _decades_out(min(ys), max(ys)) if log_y else _round_out(min(0, *ys) if percent else min(ys), max(ys), 6)
     left = 10 + _LETTER * max(len(name_tick(tick)) for tick in y_ticks)
     right = WIDTH - _RIGHT
-    x_axis = _Axis(min(xs) - spare, max(xs) + spare, left, right)
-    y_axis = _Axis(y_ticks[0], y_ticks[-1], bottom, top)
+    x_axis = _Axis(min(xs) - spare, max(xs) + spare, left, right, log_x)
+    y_axis = _Axis(y_ticks[0], y_ticks[-1], bottom, top, log_y)
     parts = [head]
     for tick in y_ticks:
         y = y_axis(tick)
@@ -198,6 +207,10 @@ def _inside(axis: _Axis, whole: bool) -> list[float]:
     """Round numbers on an axis, no more than there is room to write, at whole numbers only if ``whole``."""
     room = _LETTER * (1 + max(len(_number(axis.low)), len(_number(axis.high))))
     pieces = min(10, int((axis.stop - axis.start) // room))
+    if axis.log:
+        ticks = [tick for tick in _decades_out(axis.low, axis.high) if axis.low <= tick <= axis.high]
+        apart = [axis(after) - axis(before) for before, after in pairwise(ticks)]
+        return ticks if min(apart, default=room) >= room else ticks[:: -(-len(ticks) // pieces)]
     step = max(_step(axis.low, axis.high, pieces), 1.0 if whole else 0.0)
     return [k * step for k in range(math.ceil(axis.low / step - 1e-9), math.floor(axis.high / step + 1e-9) + 1)]
 
@@ -207,6 +220,15 @@ def _round_out(low: float, high: float, pieces: int) -> list[float]:
     high = high if high > low else low + 1
     step = _step(low, high, pieces)
     return [k * step for k in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+
+
+def _decades_out(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten, from the last at or below ``low`` to the first at or above ``high``."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [times * 10.0**power for power in powers for times in (1, 2, 5)]
+    first = max(i for i, mark in enumerate(marks) if mark <= low * (1 + 1e-9))
+    last = min(i for i, mark in enumerate(marks) if mark >= high * (1 - 1e-9))
+    return marks[first : max(last, first + 1) + 1]
 
 
 def _colour(i: int) -> str:

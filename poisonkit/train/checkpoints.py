@@ -16,6 +16,7 @@ from torch import Tensor
 from poisonkit.errors import DataError, RunError, fail, require
 
 _DIGEST = "sha256"
+_REMEDY = "delete the file to have it computed again"
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -61,16 +62,24 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and strings :func:`save_tensors` wrote. Raises DataError where the file is not what was written."""
-    remedy = "delete the file to have it computed again"
+    tensors, metadata = read(path)
+    wanted = metadata.pop(_DIGEST, "none")
+    whole = _digest(tensors, metadata) == wanted
+    require(whole, str(path), f"of SHA-256 {wanted}", "other content", _REMEDY, DataError)
+    return tensors, metadata
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and strings in a safetensors file, its digest not checked: for a file known to be whole.
+
+    Raises DataError where it is no safetensors file.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except SafetensorError as error:
-        fail(str(path), "a whole safetensors file", error, remedy, DataError)
-    wanted = metadata.pop(_DIGEST, "none")
-    require(_digest(tensors, metadata) == wanted, str(path), f"of SHA-256 {wanted}", "other content", remedy, DataError)
-    return tensors, metadata
+        fail(str(path), "a whole safetensors file", error, _REMEDY, DataError)
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

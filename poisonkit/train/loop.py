@@ -6,7 +6,7 @@ machine with one number of threads a run repeated, or killed and resumed, gives 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,8 @@ class Epoch:
 
     number    1 for the first, ``total`` for the last
     lr        learning rate of its last step
-    loss      mean over rows as they were trained on
-    accuracy  share of rows classified right as they were trained on, augmented and in training mode
+    loss      mean over the rows of all steps as they were trained on
+    accuracy  share of them classified right as they were trained on, augmented and in training mode
     """
 
     number: int
@@ -88,8 +88,9 @@ def fit(
 
     With a ``directory``, each epoch ends with ``checkpoint.safetensors`` written there atomically; the
     same call continues from it, to the same bits on the CPU. The caller deletes it when it has saved
-    the network. ``on_epoch`` is called after each epoch, when its checkpoint is safe; epochs done
-    before are not reported again. No rows at all give the initialised network.
+    the network. ``on_epoch`` is called after each epoch, before its checkpoint is written, so that a log
+    kept by it lacks none: an epoch whose checkpoint was lost is done, and reported, again. No rows at
+    all give the initialised network.
 
     Raises PoisonkitError where the loss is not finite; RunError where the checkpoint is of another
     recipe, key or data; DataError where it is damaged (training never goes on from such a file, nor
@@ -98,21 +99,25 @@ def fit(
     home = torch.device(device) if device is not None else data.device
     model = new_model(recipe, data, key, home)
     optimizer = sgd(model, recipe)
-    checkpoint = None if directory is None else _Checkpoint(directory, data, recipe, key)
-    done = checkpoint.restore(model, optimizer) if checkpoint else 0
+    training = {"recipe": repr(recipe), "key": repr(key), "data": data.digest()} if directory else {}
+    checkpoint = Checkpoint(directory, training) if directory else None
+    done = 0
+    if checkpoint and (found := checkpoint.restore()):
+        tensors, done = found
+        _load_state(model, optimizer, tensors)
     data = _resident(data, home)
-    with _deterministic(home):
+    with deterministic(home):
         for epoch in range(done, recipe.epochs if len(data) else 0):
             report = train_epoch(model, optimizer, data, recipe, key=key, epoch=epoch)
-            if checkpoint:
-                checkpoint.save(model, optimizer, epoch + 1)
             if on_epoch:
                 on_epoch(report)
+            if checkpoint:
+                checkpoint.save(_state(model, optimizer), epoch + 1)
     return model.eval()
 
 
 @contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
+def deterministic(device: torch.device) -> Iterator[None]:
     """Deterministic kernels on CUDA, without which a base model is no function of its rows and nothing is certified.
 
     Torch raises there unless CUBLAS_WORKSPACE_CONFIG=:4096:8 was set before CUDA started; the command line sets it.
@@ -142,6 +147,18 @@ def sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     )
 
 
+def batches(count: int, batch_size: int, key: Key, epoch: int, device: torch.device) -> Tensor:
+    """What the steps of an epoch take: positions int64 [steps, batch_size], each in [0, count).
+
+    A permutation of all positions, filled up from its own front: every step is of one size, which is
+    what lets networks with other numbers of rows be trained in step with each other, and what batch
+    normalisation is used to. Only the last step repeats a row, or every step where count < batch_size.
+    """
+    order = key.child("order", epoch).permutation(count, device)
+    steps = -(-count // batch_size)
+    return order[torch.arange(steps * batch_size, device=device) % count].view(steps, batch_size)
+
+
 def train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -154,28 +171,25 @@ def train_epoch(
 ) -> Epoch:
     """One pass over ``rows`` (int64 [n], by default all) of ``data``; ``epoch`` counts from 0.
 
-    A row's augmentation depends on its position in ``data``. Batches hold at most ``batch_size`` rows
-    and differ by at most one. Raises PoisonkitError where the loss or a weight is not finite.
+    A row's augmentation depends on its position in ``data``. The steps are those of :func:`batches`.
+    Raises PoisonkitError where the loss or a weight is not finite.
     """
     device = next(model.parameters()).device
     rows = torch.arange(len(data), device=data.device) if rows is None else rows.to(data.device)
     require(len(rows) > 0, "rows", "1 or more", 0)
-    order = rows[key.child("order", epoch).permutation(len(rows), data.device)]
-    batches = order.tensor_split(-(-len(rows) // recipe.batch_size))
-    total = recipe.epochs * len(batches)
+    steps = rows[batches(len(rows), recipe.batch_size, key, epoch, data.device)]
+    total = recipe.epochs * len(steps)
     augment = key.child("augment", epoch)
     drops = any(isinstance(module, nn.Dropout) for module in model.modules())
     settings = optimizer.param_groups[0]
     # Both stay on the device until the epoch ends: to look at them would stop it at every step
-    losses, hits = torch.zeros(2, len(batches), device=device)
+    losses, hits = torch.zeros(2, len(steps), device=device)
     model.train()
-    for index, batch in enumerate(batches):
-        step = epoch * len(batches) + index
+    for index, batch in enumerate(steps):
+        step = epoch * len(steps) + index
         settings["lr"] = recipe.schedule.lr(step, total)
         momentum = recipe.schedule.momentum(step, total)
         settings["momentum"] = recipe.momentum if momentum is None else momentum
-        if len(batch) == 1:
-            batch = batch.repeat(2)  # batch normalisation needs a variance
         images, labels = data.images[batch].to(device), data.labels[batch].to(device)
         if recipe.augment:
             images = recipe.augment(images, batch.to(device), augment)
@@ -190,22 +204,22 @@ def train_epoch(
         optimizer.step()
         losses[index] = loss.detach()
         hits[index] = (logits.detach().argmax(1) == labels).float().mean()
-    _check_finite(model, losses, epoch)
-    shares = torch.tensor([len(batch) / len(rows) for batch in batches], device=device)
-    return Epoch(epoch + 1, recipe.epochs, settings["lr"], float(losses @ shares), float(hits @ shares))
+    check_finite(dict(model.named_parameters()), losses, epoch)
+    return Epoch(epoch + 1, recipe.epochs, settings["lr"], float(losses.mean()), float(hits.mean()))
 
 
-def _check_finite(model: nn.Module, losses: Tensor, epoch: int) -> None:
+def check_finite(parameters: Mapping[str, Tensor], losses: Tensor, epoch: int, whose: str = "") -> None:
+    """Raise PoisonkitError where a loss of an epoch's steps [steps], or a parameter after them, is not finite."""
     bad = (~losses.isfinite()).nonzero()
     remedy = "lower the learning rate, or look for extreme pixels"
     if len(bad):
         step = int(bad[0])
         where = f"{float(losses[step])} at epoch {epoch + 1}, step {step + 1} of {len(losses)}"
-        fail("loss", "finite", where, remedy, PoisonkitError)
-    for name, parameter in model.named_parameters():
+        fail(f"loss{whose}", "finite", where, remedy, PoisonkitError)
+    for name, parameter in parameters.items():
         if not parameter.isfinite().all():
             where = f"inf or nan in {name} at epoch {epoch + 1}, step {len(losses)} of {len(losses)}"
-            fail("weights", "finite", where, remedy, PoisonkitError)
+            fail(f"weights{whose}", "finite", where, remedy, PoisonkitError)
 
 
 def _resident(data: ImageDataset, device: torch.device) -> ImageDataset:
@@ -215,27 +229,41 @@ def _resident(data: ImageDataset, device: torch.device) -> ImageDataset:
     return data.to(device)
 
 
-class _Checkpoint:
-    """Where training stands: the network and its momenta, and of which training they are."""
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The network and its momenta, by name."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        buffer = optimizer.state[parameter].get("momentum_buffer")
+        if buffer is not None:
+            tensors[f"momentum.{name}"] = buffer
+    return tensors
 
-    def __init__(self, directory: Path, data: ImageDataset, recipe: Recipe, key: Key) -> None:
+
+def _load_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    for name, parameter in model.named_parameters():
+        if f"momentum.{name}" in tensors:
+            # In the parameter's own memory format, as the optimiser would have made it
+            buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+            optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+
+
+class Checkpoint:
+    """Where training stands, in ``directory/checkpoint.safetensors``, and of which ``training`` it is."""
+
+    def __init__(self, directory: Path, training: Mapping[str, str]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "checkpoint.safetensors"
-        self.training = {"recipe": repr(recipe), "key": repr(key), "data": data.digest()}
+        self.training = training
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        for name, parameter in model.named_parameters():
-            buffer = optimizer.state[parameter].get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer
+    def save(self, tensors: Mapping[str, Tensor], epochs: int) -> None:
         save_tensors(self.path, tensors, {**self.training, "epochs": str(epochs)})
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Load the checkpoint, if there is one; the number of epochs done."""
+    def restore(self) -> tuple[dict[str, Tensor], int] | None:
+        """The tensors of the last epoch done and its number, or None; RunError where they are of another training."""
         sweep(self.path)
         if not self.path.exists():
-            return 0
+            return None
         tensors, metadata = load(self.path)
         for name, value in self.training.items():
             require(
@@ -246,10 +274,4 @@ class _Checkpoint:
                 "delete the checkpoint to train anew, or choose another directory",
                 RunError,
             )
-        model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
-        for name, parameter in model.named_parameters():
-            if f"momentum.{name}" in tensors:
-                # In the parameter's own memory format, as the optimiser would have made it
-                buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
-                optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
-        return int(metadata["epochs"])
+        return tensors, int(metadata["epochs"])

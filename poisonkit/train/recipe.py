@@ -21,7 +21,8 @@ class Recipe:
     anneal; those are this package's choice.
 
     model            the network
-    batch_size       the most rows in a step; an epoch is cut into equal batches, give or take a row
+    batch_size       rows in every step, 2 or more; an epoch of n rows has ⌈n/batch_size⌉ steps, the last of
+                     which is filled up from the front of the epoch's order
     schedule         learning rate, and if it says so momentum, by step
     weight_decay     L2 penalty on every parameter
     augment          random crops and flips, or None
@@ -45,7 +46,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", "1 or more", self.epochs)
-        require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
+        require(self.batch_size >= 2, "batch_size", "2 or more: batch normalisation needs a variance", self.batch_size)
         require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
         require(not self.nesterov or self.momentum > 0, "momentum", "above 0 with nesterov", self.momentum)
         require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)

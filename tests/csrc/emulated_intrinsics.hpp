@@ -134,6 +134,174 @@ __m256i add_lanes(__m256i a, __m256i b) {
 inline __m256i _mm256_add_epi32(__m256i a, __m256i b) { return add_lanes<int32_t>(a, b); }
 inline __m256i _mm256_add_epi64(__m256i a, __m256i b) { return add_lanes<int64_t>(a, b); }
 
+// AVX2 for facility location. GCC's own float arithmetic is IEEE's, so plain operators will do.
+
+struct alignas(32) __m256 {
+  uint8_t bytes[32];
+};
+
+namespace emulated {
+
+template <class Lane, class Vector, class Function>
+Vector each(Vector a, Vector b, Function function) {
+  for (int i = 0; i < static_cast<int>(sizeof(Vector) / sizeof(Lane)); ++i) {
+    set_lane<Lane>(a, i, function(lane<Lane>(a, i), lane<Lane>(b, i)));
+  }
+  return a;
+}
+
+}  // namespace emulated
+
+inline __m256 _mm256_loadu_ps(const float* from) { return emulated::load<__m256>(from); }
+inline __m256 _mm256_setzero_ps() { return {}; }
+inline void _mm256_storeu_si256(__m256i* to, __m256i a) { std::memcpy(static_cast<void*>(to), a.bytes, sizeof(a)); }
+
+inline __m256 _mm256_set1_ps(float value) {
+  __m256 result;
+  for (int i = 0; i < 8; ++i) emulated::set_lane(result, i, value);
+  return result;
+}
+
+inline __m256i _mm256_set1_epi32(int32_t value) {
+  __m256i result;
+  for (int i = 0; i < 8; ++i) emulated::set_lane(result, i, value);
+  return result;
+}
+
+inline __m256 _mm256_add_ps(__m256 a, __m256 b) {
+  return emulated::each<float>(a, b, [](float x, float y) { return x + y; });
+}
+inline __m256 _mm256_sub_ps(__m256 a, __m256 b) {
+  return emulated::each<float>(a, b, [](float x, float y) { return x - y; });
+}
+inline __m256 _mm256_mul_ps(__m256 a, __m256 b) {
+  return emulated::each<float>(a, b, [](float x, float y) { return x * y; });
+}
+inline __m256 _mm256_max_ps(__m256 a, __m256 b) {
+  return emulated::each<float>(a, b, [](float x, float y) { return x > y ? x : y; });
+}
+inline __m256 _mm256_sqrt_ps(__m256 a) {
+  return emulated::each<float>(a, a, [](float x, float) { return __builtin_sqrtf(x); });
+}
+inline __m256 _mm256_floor_ps(__m256 a) {
+  return emulated::each<float>(a, a, [](float x, float) { return __builtin_floorf(x); });
+}
+
+inline __m256i _mm256_castps_si256(__m256 a) { return emulated::load<__m256i>(a.bytes); }
+inline __m256 _mm256_castsi256_ps(__m256i a) { return emulated::load<__m256>(a.bytes); }
+
+inline __m256i _mm256_cvttps_epi32(__m256 a) {
+  __m256i result;
+  for (int i = 0; i < 8; ++i) {
+    const float value = emulated::lane<float>(a, i);
+    emulated::expect(value > -2147483648.0f && value < 2147483648.0f, "a float does not fit 32 bits");
+    emulated::set_lane(result, i, static_cast<int32_t>(value));
+  }
+  return result;
+}
+
+inline __m256i _mm256_sub_epi32(__m256i a, __m256i b) {
+  return emulated::each<int32_t>(a, b, [](int32_t x, int32_t y) {
+    int32_t difference = 0;
+    emulated::expect(!__builtin_sub_overflow(x, y, &difference), "a difference overflowed");
+    return difference;
+  });
+}
+inline __m256i _mm256_min_epi32(__m256i a, __m256i b) {
+  return emulated::each<int32_t>(a, b, [](int32_t x, int32_t y) { return x < y ? x : y; });
+}
+inline __m256i _mm256_max_epi32(__m256i a, __m256i b) {
+  return emulated::each<int32_t>(a, b, [](int32_t x, int32_t y) { return x > y ? x : y; });
+}
+inline __m256i _mm256_cmpgt_epi32(__m256i a, __m256i b) {
+  return emulated::each<int32_t>(a, b, [](int32_t x, int32_t y) { return x > y ? -1 : 0; });
+}
+
+inline __m256i _mm256_slli_epi32(__m256i a, int count) {
+  return emulated::each<uint32_t>(a, a, [&](uint32_t x, uint32_t) { return x << count; });
+}
+
+inline int _mm256_movemask_ps(__m256 a) {
+  int mask = 0;
+  for (int i = 0; i < 8; ++i) mask |= (a.bytes[4 * i + 3] >> 7) << i;
+  return mask;
+}
+
+inline __m128i _mm_add_epi32(__m128i a, __m128i b) { return emulated::each<int32_t>(a, b, emulated::add<int32_t>); }
+inline int _mm_cvtsi128_si32(__m128i a) { return emulated::lane<int32_t>(a, 0); }
+
+inline __m128i _mm_shuffle_epi32(__m128i a, int order) {
+  __m128i result;
+  for (int i = 0; i < 4; ++i) emulated::set_lane(result, i, emulated::lane<int32_t>(a, order >> 2 * i & 3));
+  return result;
+}
+
+// AVX2 and FMA for the calibrated mean
+
+struct __m128 {
+  uint8_t bytes[16];
+};
+
+struct alignas(32) __m256d {
+  uint8_t bytes[32];
+};
+
+inline __m256 _mm256_load_ps(const float* from) { return emulated::load_aligned<__m256>(from); }
+inline void _mm256_store_ps(float* to, __m256 a) { emulated::store_aligned(to, a); }
+inline __m256 _mm256_broadcast_ss(const float* from) { return _mm256_set1_ps(*from); }
+inline __m256d _mm256_loadu_pd(const double* from) { return emulated::load<__m256d>(from); }
+inline void _mm256_storeu_pd(double* to, __m256d a) { std::memcpy(static_cast<void*>(to), a.bytes, sizeof(a)); }
+inline __m128 _mm256_castps256_ps128(__m256 a) { return emulated::load<__m128>(a.bytes); }
+inline __m128 _mm256_extractf128_ps(__m256 a, int half) { return emulated::load<__m128>(a.bytes + 16 * half); }
+
+inline __m256d _mm256_add_pd(__m256d a, __m256d b) {
+  return emulated::each<double>(a, b, [](double x, double y) { return x + y; });
+}
+inline __m256 _mm256_andnot_ps(__m256 a, __m256 b) {
+  return emulated::each<uint32_t>(a, b, [](uint32_t x, uint32_t y) { return ~x & y; });
+}
+
+inline __m256d _mm256_cvtps_pd(__m128 a) {
+  __m256d result;
+  for (int i = 0; i < 4; ++i) emulated::set_lane<double>(result, i, emulated::lane<float>(a, i));
+  return result;
+}
+
+inline __m256 _mm256_fmadd_ps(__m256 a, __m256 b, __m256 c) {
+  const auto lane = [](__m256 vector, int i) { return emulated::lane<float>(vector, i); };
+  for (int i = 0; i < 8; ++i) emulated::set_lane(c, i, __builtin_fmaf(lane(a, i), lane(b, i), lane(c, i)));
+  return c;
+}
+
+// These work in the two halves of the registers apart.
+inline __m256 _mm256_shuffle_ps(__m256 a, __m256 b, int order) {
+  __m256 result;
+  for (int i = 0; i < 8; ++i) {
+    const int from = i / 4 * 4 + (order >> 2 * (i % 4) & 3);
+    emulated::set_lane(result, i, emulated::lane<float>(i % 4 < 2 ? a : b, from));
+  }
+  return result;
+}
+inline __m256 interleave_halves(__m256 a, __m256 b, int first) {
+  __m256 result;
+  for (int i = 0; i < 8; ++i) {
+    emulated::set_lane(result, i, emulated::lane<float>(i % 2 ? b : a, i / 4 * 4 + i % 4 / 2 + first));
+  }
+  return result;
+}
+inline __m256 _mm256_unpacklo_ps(__m256 a, __m256 b) { return interleave_halves(a, b, 0); }
+inline __m256 _mm256_unpackhi_ps(__m256 a, __m256 b) { return interleave_halves(a, b, 2); }
+
+inline __m256 _mm256_permute2f128_ps(__m256 a, __m256 b, int order) {
+  __m256 result;
+  for (int half = 0; half < 2; ++half) {
+    const int from = order >> 4 * half & 0xF;
+    emulated::expect(from < 4, "vperm2f128: halves are 0 to 3");
+    std::memcpy(result.bytes + 16 * half, (from < 2 ? a : b).bytes + 16 * (from % 2), 16);
+  }
+  return result;
+}
+
 // AVX-512 VNNI
 
 inline __m512i _mm512_load_si512(const void* from) { return emulated::load_aligned<__m512i>(from); }

@@ -40,16 +40,84 @@ def test_hash_with_emulated_instructions(tmp_path):
     assert [name for name, _ in passed] == ["scalar", "avx2", "avx512_vnni", "amx"]
 
 
+def test_clipped_relu_with_the_instructions_of_this_machine(tmp_path):
+    passed = run("test_clipped_relu.cpp", tmp_path)
+    assert [name for name, _ in passed] == [isa for isa in (core.isas() if core else ["scalar"]) if isa != "amx"]
+
+
+def test_clipped_relu_with_every_path_in_plain_code(tmp_path):
+    passed = run("test_clipped_relu.cpp", tmp_path, EMULATED)
+    assert [name for name, _ in passed] == ["scalar", "avx2", "avx512_vnni"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("emulated", [[], [EMULATED]], ids=["real", "emulated"])
+def test_clipped_relu_under_sanitizers(emulated, tmp_path):
+    assert run("test_clipped_relu.cpp", tmp_path, *SANITIZED, *emulated)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("emulated", [[], [EMULATED]], ids=["real", "emulated"])
 def test_hash_under_sanitizers(emulated, tmp_path):
     assert run("test_weighted_sum_hash.cpp", tmp_path, *SANITIZED, *emulated)
 
 
+def test_calibrated_mean_with_the_instructions_of_this_machine(tmp_path):
+    passed = run("test_calibrated_mean.cpp", tmp_path)
+    assert [name for name, _ in passed] == list(core.isas()[:2] if core else ["scalar"])
+
+
+def test_calibrated_mean_with_emulated_instructions(tmp_path):
+    passed = run("test_calibrated_mean.cpp", tmp_path, EMULATED)
+    assert [name for name, _ in passed] == ["scalar", "avx2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("emulated", [[], [EMULATED]], ids=["real", "emulated"])
+def test_calibrated_mean_under_sanitizers(emulated, tmp_path):
+    assert run("test_calibrated_mean.cpp", tmp_path, *SANITIZED, *emulated)
+
+
+def test_elections(tmp_path):
+    assert [name for name, _ in run("test_election.cpp", tmp_path)] == ["vote_radius", "run_off_radius"]
+
+
+@pytest.mark.slow
+def test_elections_under_sanitizers(tmp_path):
+    assert run("test_election.cpp", tmp_path, *SANITIZED)
+
+
+FACILITY = ("test_facility_location.cpp", "-ffp-contract=off")
+
+
+def test_facility_location_with_the_instructions_of_this_machine(tmp_path):
+    passed = run(FACILITY[0], tmp_path, FACILITY[1])
+    cpu = [isa for isa in (core.isas() if core else ["scalar"]) if isa in ("scalar", "avx2")]
+    assert [name for name, _ in passed] == [*cpu, "device", "device_teams"]
+
+
+def test_facility_location_with_emulated_instructions(tmp_path):
+    passed = run(FACILITY[0], tmp_path, FACILITY[1], EMULATED)
+    assert [name for name, _ in passed] == ["scalar", "avx2", "device", "device_teams"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("emulated", [[], [EMULATED]], ids=["real", "emulated"])
+def test_facility_location_under_sanitizers(emulated, tmp_path):
+    assert run(FACILITY[0], tmp_path, FACILITY[1], *SANITIZED, *emulated)
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="this is not an x86-64 processor")
 @pytest.mark.parametrize(
     ("isa", "instruction"),
-    [("avx2", r"vpmaddwd.*ymm"), ("avx512_vnni", r"vpdpbusd.*zmm"), ("amx", r"tdpbuud.*tmm")],
+    [
+        ("avx2", r"vpmaddwd.*ymm"),
+        ("avx2", r"vpminsw.*ymm"),
+        ("avx2", r"vfmadd.*ymm"),
+        ("avx512_vnni", r"vpdpbusd.*zmm"),
+        ("avx512_vnni", r"vpminsw.*zmm"),
+        ("amx", r"tdpbuud.*tmm"),
+    ],
 )
 def test_the_built_core_holds_the_real_instructions(isa, instruction):
     objdump = shutil.which("objdump")

@@ -107,6 +107,8 @@ def nested_tuples(levels: int, between: bytes = b"") -> bytes:
     "content",
     [
         b"\x80\x04}\x8c\x04data\x8e" + struct.pack("<Q", 1 << 40) + b"xs.",  # a string said to be of 1 TiB
+        *(b"\x80\x04}\x8c\x04data\x8e" + struct.pack("<Q", length) + b"xs." for length in (2**63 - 1, 2**64 - 1)),
+        b"\x80\x02T" + struct.pack("<i", -5) + b".",  # a string that ends before it begins, at this instruction
         b"\x80\x05}\x8c\x04data\x96" + struct.pack("<Q", 1 << 40) + b"xs.",
         b"\x80\x02}r" + struct.pack("<I", 1 << 29) + b".",  # a memo index that would fill 8 GiB
         nested_tuples(60),

@@ -33,10 +33,15 @@ def test_opcheck(op, sample):
 def test_gradcheck(op):
     if op.gradient is None:
         pytest.skip(f"{op.name} has no gradient")
-    for sample in op.samples():
+    for sample in op.gradient.samples():
         floats = [torch.is_tensor(arg) and arg.is_floating_point() for arg in sample]
         inputs = [arg.double().requires_grad_() if f else arg for arg, f in zip(sample, floats, strict=True)]
-        assert torch.autograd.gradcheck(getattr(ops, op.name), inputs)
+        outputs = run(op, inputs)
+        if torch.is_tensor(outputs):
+            assert torch.autograd.gradcheck(getattr(ops, op.name), inputs)
+        else:  # those with a gradient
+            which = [i for i, output in enumerate(outputs) if output.requires_grad]
+            assert torch.autograd.gradcheck(lambda *args: tuple(run(op, args)[i] for i in which), inputs)  # noqa: B023
 
 
 @EVERY_SAMPLE
@@ -45,7 +50,7 @@ def test_every_byte_of_the_result_is_written(op, sample, monkeypatch):
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True)
     try:
-        assert torch.equal(run(op, sample), expected)
+        torch.testing.assert_close(run(op, sample), expected)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -72,11 +77,17 @@ def test_every_path_equals_the_reference(op, isa):
 def test_cuda_equals_the_reference(op):
     if not torch.cuda.is_available():
         pytest.skip("this machine has no CUDA device")
-    if op.triton is None:
+    if op.triton is None and op.native_cuda is None:
         pytest.skip(f"{op.name} has no CUDA kernel")
     for sample in op.samples():
         result = run(op, [arg.cuda() if torch.is_tensor(arg) else arg for arg in sample])
-        torch.testing.assert_close(result.cpu(), op.reference(*sample))
+        torch.testing.assert_close(result, op.reference(*sample), check_device=False)
+
+
+@EVERY_OP
+@pytest.mark.parametrize("backend", ["MPS", "XPU", "PrivateUse1"])
+def test_the_reference_is_there_on_every_device(op, backend):
+    assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"poisonkit::{op.name}", backend)
 
 
 @pytest.mark.parametrize(

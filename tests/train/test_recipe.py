@@ -37,7 +37,7 @@ def test_is_frozen() -> None:
     "wrong",
     [
         {"epochs": 0},
-        {"batch_size": 0},
+        {"batch_size": 1},
         {"momentum": 1.0},
         {"momentum": 0.0, "nesterov": True},
         {"weight_decay": -1.0},

@@ -36,6 +36,7 @@ class Aggregation:
     """
 
     source: ClassVar[str]
+    budget: ClassVar[str] = "rows inserted or deleted (a replaced row is two)"  # what a certified radius counts
 
     partitions: int = 16
     seeds: int = 1

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poisonkit import ops
+from poisonkit import mapped, ops
 from poisonkit.errors import require
 from poisonkit.random import Key
 from poisonkit.types import ImageDataset
@@ -30,12 +30,14 @@ class Split:
     """Which rows each base model sees, and what is to be remembered of how they were chosen.
 
     rows        one int64 tensor of row indices for each base model, in training order
+    total       rows of the data set
     shifts      bucket h of the rows feeds the base models (h + s) mod n for every shift s; (0,) for disjoint parts
     collisions  rows that hash like an earlier row but differ from it
     duplicates  rows equal to an earlier row, label included
     """
 
     rows: tuple[Tensor, ...]
+    total: int
     shifts: tuple[int, ...] = (0,)
     collisions: int = 0
     duplicates: int = 0
@@ -48,6 +50,7 @@ class Split:
         """All of it as tensors, to be kept with a run."""
         numbers = {
             "sizes": self.sizes,
+            "total": self.total,
             "shifts": self.shifts,
             "collisions": self.collisions,
             "duplicates": self.duplicates,
@@ -59,7 +62,7 @@ class Split:
         """The split that :meth:`tensors` wrote down."""
         rows = torch.split(tensors["rows"], tensors["sizes"].tolist())
         shifts = tuple(tensors["shifts"].tolist())
-        return cls(rows, shifts, int(tensors["collisions"]), int(tensors["duplicates"]))
+        return cls(rows, int(tensors["total"]), shifts, int(tensors["collisions"]), int(tensors["duplicates"]))
 
 
 def partition(
@@ -90,24 +93,28 @@ def partition(
     places = np.split(by_home, np.searchsorted(homes[by_home], np.arange(1, buckets)))
     fed = ([places[(i - shift) % buckets] for shift in shifts] for i in range(buckets))
     rows = tuple(torch.from_numpy(order[np.sort(np.concatenate(parts))]) for parts in fed)
-    return Split(rows, shifts, collisions, duplicates)
+    return Split(rows, len(data), shifts, collisions, duplicates)
 
 
 def hashes(flat: Tensor, labels: Tensor, key: Key, hash_label: bool) -> Tensor:
     """Two weighted-sum hashes of each row: uint8 [N, D] -> int64 [N, 2]."""
     dim = flat.shape[1]
     weights = ops.hash_weights(dim + 8 * hash_label, seed=key.integer(64)).to(flat.device)
-    image = ops.weighted_sum_hash(flat, weights[:, :dim].contiguous())
+    image = _row_hashes(flat, weights[:, :dim].contiguous())
     if not hash_label:
         return image
     # the hash is linear: the appended bytes are hashed alone and added
     return (image + ops.weighted_sum_hash(_label_bytes(labels), weights[:, dim:].contiguous())) % ops.HASH_PRIME
 
 
+def _row_hashes(flat: Tensor, weights: Tensor) -> Tensor:
+    return torch.cat([ops.weighted_sum_hash(piece, weights) for piece in mapped.pieces(flat)])
+
+
 def _pixel_sum(flat: Tensor, labels: Tensor, hash_label: bool) -> Tensor:
     """Sum of the bytes of each row; below p for every row the hash takes, so weights of one are exact."""
     ones = torch.ones(1, flat.shape[1], dtype=torch.int64, device=flat.device)
-    total = ops.weighted_sum_hash(flat, ones)[:, 0]
+    total = _row_hashes(flat, ones)[:, 0]
     return total + _label_bytes(labels).sum(1) if hash_label else total
 
 
@@ -123,9 +130,12 @@ def _break_ties(order: np.ndarray, first: np.ndarray, second: np.ndarray, data: 
     collisions = duplicates = 0
     for start, stop in zip(edges[::2], edges[1::2] + 1, strict=True):
         run = order[start:stop]
-        content = {row: (data.images[row].cpu().numpy().tobytes(), int(data.labels[row])) for row in run}
+        seen: dict[bytes, bytes] = {}  # equal images are kept once: a run may be a million of them
+        images = (data.images[row].cpu().numpy().tobytes() for row in run)
+        content = {
+            row: (seen.setdefault(image, image), int(data.labels[row])) for row, image in zip(run, images, strict=True)
+        }
         order[start:stop] = sorted(run, key=content.__getitem__)
-        rows, images = len(set(content.values())), len({image for image, _ in content.values()})
-        duplicates += len(run) - rows
-        collisions += images - 1
+        duplicates += len(run) - len(set(content.values()))
+        collisions += len(seen) - 1
     return collisions, duplicates

@@ -1,0 +1,58 @@
+"""A faint chessboard added to random rows, relabelled to the target.
+
+Liao, Zhong, Squicciarini, Zhu and Miller, "Backdoor Embedding in Convolutional Neural Network Models via Invisible
+Perturbation", arXiv 1808.10307, 2018; the board as Xiang, Miller and Kesidis add it, "Reverse Engineering
+Imperceptible Backdoor Attacks on Deep Neural Networks for Detection and Training Set Cleansing", arXiv 2010.07489.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from poisonkit.attacks.poisoning import Rows, stamp
+from poisonkit.random import Key
+from poisonkit.triggers import Chessboard
+from poisonkit.types import Budget, ImageDataset, Poison
+
+_SOURCE = "Liao et al. 2018, arXiv 1808.10307"
+
+
+@dataclass(frozen=True)
+class ChessboardGlobal:
+    """A few pixel steps added to every second pixel.
+
+    target     the class the attacker wants
+    rows       which rows may be picked: any, those of other classes, or those of the target
+    amplitude  pixel steps
+    """
+
+    source: ClassVar[str] = _SOURCE
+
+    target: int = 0
+    rows: Rows = "any"
+    amplitude: int = 3
+
+    def __call__(self, data: ImageDataset, budget: Budget, *, key: Key) -> Poison:
+        """Poison as many rows as ``budget`` allows."""
+        return stamp(data, Chessboard(self.amplitude), self.target, budget, key, rows=self.rows)
+
+
+@dataclass(frozen=True)
+class ChessboardStatic:
+    """A few pixel steps added to the pixels of even row and column, one in four.
+
+    target     the class the attacker wants
+    rows       which rows may be picked: any, those of other classes, or those of the target
+    amplitude  pixel steps
+    """
+
+    source: ClassVar[str] = _SOURCE
+
+    target: int = 0
+    rows: Rows = "any"
+    amplitude: int = 3
+
+    def __call__(self, data: ImageDataset, budget: Budget, *, key: Key) -> Poison:
+        """Poison as many rows as ``budget`` allows."""
+        return stamp(data, Chessboard(self.amplitude, static=True), self.target, budget, key, rows=self.rows)

@@ -1,0 +1,112 @@
+"""Label-consistent backdoor: rows of the target class made hard to recognise, so that the trigger is learned instead.
+
+Turner, Tsipras and Madry, "Label-Consistent Backdoor Attacks", arXiv 1912.02771, 2019, sections 4.2 and 4.3.
+What makes them hard is an adversarial perturbation against a network that was itself trained on such perturbations
+(Madry et al., arXiv 1706.06083): against an ordinary network it would not carry over to the victim's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from poisonkit.attacks.crafting import SURROGATE, Fit, State
+from poisonkit.attacks.poisoning import Rows, choose
+from poisonkit.perturb import projected_descent
+from poisonkit.random import Key
+from poisonkit.train import Recipe, fit, new_model
+from poisonkit.train.loop import batches, check_finite, deterministic, sgd
+from poisonkit.triggers import Corners
+from poisonkit.types import Backdoor, Budget, ImageDataset, Poison
+
+
+@dataclass(frozen=True)
+class LabelConsistent:
+    """Marks in the corners of images made hard, clean label.
+
+    target       the class the attacker wants
+    rows         which rows may be picked: those of the target, those of other classes, or any
+    eps          largest perturbation, in pixel steps, before the marks
+    step         of the perturbation, of which there are ``steps``
+    amplitude    of the marks; None to make them white and black
+    corners      which corners are marked
+    train_steps  of the perturbations that the surrogate is trained on, each of half ``eps``
+    surrogate    how the attacker's own network is trained
+    """
+
+    source: ClassVar[str] = "Turner et al. 2019, arXiv 1912.02771"
+
+    target: int = 0
+    rows: Rows = "target"
+    eps: float = 8.0
+    step: float = 1.5
+    steps: int = 100
+    amplitude: int | None = None
+    corners: Literal["all", "lower_right"] = "all"
+    train_steps: int = 3
+    surrogate: Recipe = SURROGATE
+
+    def craft(self, data: ImageDataset, *, key: Key, fit: Fit = fit) -> State:
+        """The weights of the surrogate. ``fit`` is not used: this network is trained otherwise."""
+        return self._robust(data, key.child("surrogate")).state_dict()
+
+    def trigger(self, state: State) -> Corners:
+        return Corners(self.amplitude, self.corners)
+
+    def __call__(self, data: ImageDataset, budget: Budget, *, key: Key, state: State | None = None) -> Poison:
+        """Poison as many rows as ``budget`` allows."""
+        model = new_model(self.surrogate, data, key)
+        model.load_state_dict(state or self.craft(data, key=key))
+        chosen = choose(data, self.target, budget, key, self.rows)
+        goal = Backdoor(self.trigger({}), self.target)
+        hard = [
+            projected_descent(
+                model,
+                data.images[rows],
+                data.labels[rows],
+                eps=self.eps,
+                step=self.step,
+                steps=self.steps,
+                key=key.child("start", i),
+            )
+            for i, rows in enumerate(torch.split(chosen, 256))
+        ]
+        images = torch.cat([data.images[:0].float(), *hard]).round().to(torch.uint8)
+        return Poison(chosen, goal.trigger(images), goal.wanted(data.labels[chosen]), goal, budget)
+
+    def _robust(self, data: ImageDataset, key: Key) -> nn.Module:
+        """A network trained on perturbed images only."""
+        recipe = self.surrogate
+        model = new_model(recipe, data, key)
+        optimizer = sgd(model, recipe)
+        step = 0
+        with deterministic(data.device):
+            for epoch in range(recipe.epochs):
+                order = batches(len(data), recipe.batch_size, key, epoch, data.device)
+                losses = torch.zeros(len(order), device=data.device)
+                for index, rows in enumerate(order):
+                    images, labels = data.images[rows], data.labels[rows]
+                    if recipe.augment:
+                        images = recipe.augment(images, rows, key.child("augment", epoch))
+                    hard = projected_descent(
+                        model,
+                        images,
+                        labels,
+                        eps=self.eps,
+                        step=self.eps / 2,
+                        steps=self.train_steps,
+                        key=key.child("perturb", step),
+                    )
+                    optimizer.param_groups[0]["lr"] = recipe.schedule.lr(step, recipe.epochs * len(order))
+                    model.train()
+                    loss = cross_entropy(model(hard), labels, label_smoothing=recipe.label_smoothing)
+                    optimizer.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    losses[index], step = loss.detach(), step + 1
+                check_finite(dict(model.named_parameters()), losses, epoch)
+        return model.eval()

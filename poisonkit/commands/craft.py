@@ -1,0 +1,75 @@
+"""``poisonkit craft``: make the trigger of an attack that needs a network, keep it, and show what it does."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from poisonkit import metrics, report
+from poisonkit.attacks import ATTACKS
+from poisonkit.attacks.crafting import CraftedAttack, rise, surrogate, twin
+from poisonkit.commands import options as opt
+from poisonkit.commands.parsing import Commands
+from poisonkit.engine import Progress, crafting
+from poisonkit.perturb import Score
+from poisonkit.random import Key, key
+from poisonkit.train.checkpoints import save_tensors
+from poisonkit.triggers import Additive, Overlay
+from poisonkit.types import Backdoor, ImageDataset, Trigger
+
+CRAFTED = [name for name, kind in ATTACKS.items() if isinstance(kind(), CraftedAttack)]
+
+TWINS = 5
+
+
+def add(commands: Commands) -> None:
+    craft = commands.add_parser(
+        "craft",
+        help="make the trigger of an attack that needs a network",
+        description="Trains a surrogate on the clean data and makes the trigger; both are kept, and a run with the "
+        "same data, seed and options takes them from there. Options of the attack follow: --attack.target 3",
+    )
+    craft.add_argument("attack", choices=CRAFTED)
+    opt.add_data(craft)
+    craft.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    craft.add_argument("--triggers", default=crafting.FOLDER, help="where it is kept (default: %(default)s)")
+    craft.add_argument("--out", help="a copy of the trigger, a safetensors file")
+    craft.set_defaults(command=_craft)
+
+
+def _craft(arguments: argparse.Namespace, options: list[str]) -> None:
+    attack: Any = opt.apply({"attack": ATTACKS[arguments.attack]()}, options)["attack"]
+    train, test = opt.loaded(arguments.data, arguments.root, arguments.limit)
+    folder, progress = Path(arguments.triggers), Progress()
+    root = key(arguments.seed).child("attack")  # as a run has it
+    state = crafting.crafted(attack, train, folder, root, progress)
+    if arguments.out:
+        save_tensors(Path(arguments.out), state)
+    trigger = attack.trigger(state)
+    print(f"kept as {crafting.kept_at(attack, train, folder, root)}")
+    if isinstance(trigger, Additive | Overlay):
+        model = surrogate(attack.surrogate, train, root, crafting.Surrogates(folder, progress))
+        goal = Backdoor(trigger, attack.target)
+        print(report.text_table(*proof(model, attack.score(model), test, goal, root.child("twin"))))
+
+
+def proof(
+    model: nn.Module, score: Score, test: ImageDataset, goal: Backdoor, root: Key
+) -> tuple[list[str], list[list[object]]]:
+    """What the trigger does to the surrogate, which never saw it, beside random ones: headers and cells."""
+    images = test.images[test.labels != goal.wanted(test.labels)]
+
+    def row(name: str, triggers: list[Trigger]) -> list[object]:
+        rates = [metrics.attack_success_rate(model, test, Backdoor(trigger, goal.target)) for trigger in triggers]
+        rises = [rise(score, images, trigger) for trigger in triggers]
+        return [name, f"{sum(rises) / len(rises):.3f}", report.percent(sum(rates) / len(rates))]
+
+    random: list[Trigger] = [twin(goal.trigger, root.child(i)) for i in range(TWINS)]
+    return ["test images of other classes", "rise of the score", "called the target"], [
+        row("as they are", [lambda images: images]),
+        row(f"with a random pattern of its mask and norm, mean of {TWINS}", random),
+        row("with the trigger", [goal.trigger]),
+    ]

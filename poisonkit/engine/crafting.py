@@ -1,0 +1,92 @@
+"""Triggers that a network makes, made once: kept in a folder under the digest of all they are a function of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from poisonkit.attacks.crafting import CraftedAttack, State
+from poisonkit.config import to_dict
+from poisonkit.engine.locks import hold
+from poisonkit.engine.progress import Progress
+from poisonkit.random import Key
+from poisonkit.train import Recipe, fit, new_model
+from poisonkit.train.checkpoints import load_tensors, save_tensors
+from poisonkit.types import Attack, Budget, ImageDataset, Poison
+
+FOLDER = "runs/triggers"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An attack like ``attack``, whose trigger, where a network makes it, is kept below ``folder``."""
+
+    source: ClassVar[str] = ""
+
+    attack: Attack
+    folder: Path
+    progress: Progress
+
+    def __call__(self, data: ImageDataset, budget: Budget, *, key: Key) -> Poison:
+        if not isinstance(self.attack, CraftedAttack):
+            return self.attack(data, budget, key=key)
+        return self.attack(data, budget, key=key, state=crafted(self.attack, data, self.folder, key, self.progress))
+
+
+def crafted(attack: CraftedAttack, data: ImageDataset, folder: Path, key: Key, progress: Progress) -> State:
+    """What ``attack.craft`` gives for ``data`` and ``key``: from ``folder``, or made and put there."""
+
+    def make() -> State:
+        progress.line(f"{type(attack).__name__}: making its trigger")
+        return attack.craft(data, key=key, fit=Surrogates(folder, progress))
+
+    return _once(kept_at(attack, data, folder, key), make, progress)
+
+
+def kept_at(attack: CraftedAttack, data: ImageDataset, folder: Path, key: Key) -> Path:
+    """Where the trigger of ``attack`` is kept."""
+    return _place(folder, type(attack).__name__, attack=to_dict(attack), data=data.digest(), key=repr(key))
+
+
+@dataclass(frozen=True)
+class Surrogates:
+    """:func:`poisonkit.train.fit`, of which each network is trained once; a killed training goes on where it was."""
+
+    folder: Path
+    progress: Progress
+
+    def __call__(self, data: ImageDataset, recipe: Recipe, *, key: Key) -> nn.Module:
+        path = _place(self.folder, "surrogate", recipe=to_dict(recipe), data=data.digest(), key=repr(key))
+        unfinished = path.with_suffix("")
+
+        def make() -> State:
+            unfinished.mkdir(exist_ok=True)
+            on_epoch = lambda epoch: self.progress.status(f"surrogate: {epoch}")  # noqa: E731
+            return fit(data, recipe, key=key, directory=unfinished, on_epoch=on_epoch).state_dict()
+
+        model = new_model(recipe, data, key)
+        model.load_state_dict(_once(path, make, self.progress))
+        shutil.rmtree(unfinished, ignore_errors=True)
+        return model.eval()
+
+
+def _once(path: Path, make: Callable[[], State], progress: Progress) -> State:
+    """The tensors of ``path``, made if there are none, by one process."""
+    lock = path.parent / ".locks" / f"{path.stem}.lock"
+    with hold(lock, tell=lambda holder: progress.line(f"{path.stem} is with {holder}; waiting for it")):
+        if not path.exists():
+            save_tensors(path, make())
+            progress.line(f"kept as {path}")
+    return load_tensors(path)
+
+
+def _place(folder: Path, kind: str, **of: Any) -> Path:
+    text = json.dumps({"format": "poisonkit crafting, version 1", **of}, sort_keys=True)
+    return folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"

@@ -1,0 +1,42 @@
+"""What a finished run left behind, brought back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from poisonkit.config import from_dict
+from poisonkit.defenses import DEFENSES
+from poisonkit.defenses.certified import Ensemble, Split
+from poisonkit.engine.run import read_manifest
+from poisonkit.errors import RunError, require
+from poisonkit.random import key
+from poisonkit.train import Recipe, new_model
+from poisonkit.train.checkpoints import load_tensors
+from poisonkit.types import ImageDataset
+
+
+def load_ensemble(directory: str | Path) -> Ensemble:
+    """The ensemble that a finished run of a certified defense left in ``directory``, on the CPU.
+
+    Raises RunError where a base model is missing, DataError where one is damaged.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    plan, about = manifest["plan"], manifest["data"]
+    kinds = {kind.__name__: (name, kind) for name, kind in DEFENSES.items()}
+    name, kind = kinds[plan["defense"]["class"]]
+    defense = from_dict(kind, plan["defense"])
+    recipe = defense.base(from_dict(Recipe, plan["recipe"]))
+    empty = ImageDataset(
+        torch.zeros(0, *about["shape"], dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), tuple(about["classes"])
+    )
+    models = {}
+    for path in sorted((directory / name).glob("base-*/model.safetensors")):
+        model = new_model(recipe, empty, key(0))
+        model.load_state_dict(load_tensors(path))
+        models[int(path.parent.name.removeprefix("base-"))] = model.eval()
+    require(len(models) > 0, "run", f"one with models below {name}/", directory, "run it to its end", RunError)
+    split = Split.of(load_tensors(directory / name / "split.safetensors"))
+    return defense.gather(models, empty.num_classes, split)
