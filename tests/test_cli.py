@@ -21,8 +21,10 @@ from poisonkit.__main__ import main
 from poisonkit.attacks import ATTACKS
 from poisonkit.commands import arrays
 from poisonkit.data import DATASETS
+from poisonkit.data.files import sha256
 from poisonkit.defenses import DEFENSES
 from poisonkit.experiments import EXPERIMENTS
+from poisonkit.train.checkpoints import load_tensors, save_tensors
 
 SMALL = [
     *["--data", "digits", "--attack", "badnets_white", "--attack.size", "1", "--rate", "0.05"],
@@ -74,6 +76,19 @@ def test_the_ensemble_of_a_run_can_be_used(tmp_path: Path) -> None:
     (out / "dpa" / "base-0001" / "model.safetensors").unlink()
     with pytest.raises(pk.PoisonkitError, match="models must be"):
         pk.engine.load_ensemble(out)
+
+
+def test_a_run_is_never_taken_up_with_another_poison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["run", *SMALL, "--out", str(out)]) == 0
+    kept = load_tensors(out / "poison.safetensors")
+    kept["images"][0] ^= 1  # as another trigger would have left them
+    save_tensors(out / "poison.safetensors", kept)
+    (out / "poison.json").write_text(json.dumps({"sha256": sha256(out / "poison.safetensors")}))
+    before = (out / "results.json").read_bytes()
+    assert main(["run", *SMALL, "--out", str(out)]) == 2
+    assert "the poison of" in capsys.readouterr().err
+    assert (out / "results.json").read_bytes() == before
 
 
 def test_what_cannot_be_compared_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from poisonkit.commands.run import Plan
 from poisonkit.defenses import DEFENSES, DPA, RunOffElection
 from poisonkit.engine import Local, Progress, Run, environment, units
 from poisonkit.engine.crafting import FOLDER, Ready
-from poisonkit.engine.run import read_manifest
+from poisonkit.engine.finished import finished_manifest
 from poisonkit.errors import require
 from poisonkit.experiments import RECIPES, arrange, page, prepare
 from poisonkit.experiments.dpa import page as pages
@@ -149,6 +149,11 @@ def _family(arguments: argparse.Namespace, options: list[str]) -> None:
 
 
 def _advise(arguments: argparse.Namespace, options: list[str]) -> None:
+    for option in options:
+        fixed = option.startswith(("--defense.partitions", "--defense.seeds"))
+        require(
+            not fixed, "options", "without the number of partitions and seeds", option, "--partitions 1,2,4 says it"
+        )
     parts, ks, n = _parts(arguments, options, defense=DPA()), arguments.partitions, arguments.guesses
     require(arguments.models >= 1, "--models", "1 or more", arguments.models)
     whole = arguments.target is not None or 1 in ks
@@ -159,6 +164,7 @@ def _advise(arguments: argparse.Namespace, options: list[str]) -> None:
     if plan is None:
         return
     train, test = _loaded(arguments)
+    parts["defense"].check(train.num_classes)
     known = [each for each in GUESSES if each < test.num_classes]
     require(n in known, "--guesses", f"one of {', '.join(map(str, known))}", n)
     lab = _lab(arguments, plan, train, test, parts["recipe"])
@@ -188,7 +194,9 @@ def _scan(arguments: argparse.Namespace, options: list[str]) -> None:
 
 def _update(arguments: argparse.Namespace, options: list[str]) -> None:
     no_options(options)
-    then = read_manifest(Path(arguments.old))
+    apart = Path(arguments.out).resolve() != Path(arguments.old).resolve()
+    require(apart or arguments.dry_run, "--out", f"another directory than {arguments.old}", arguments.out)
+    then = finished_manifest(Path(arguments.old))
     old, plan = Run(arguments.old, then), _plan(then["plan"])
     require(plan.data == arguments.data, "--data", f"{plan.data}, as of {arguments.old}", arguments.data)
     plan = replace(plan, limit=arguments.limit)

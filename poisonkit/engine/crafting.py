@@ -14,6 +14,7 @@ from torch import nn
 
 from poisonkit.attacks.crafting import CraftedAttack, State
 from poisonkit.config import to_dict
+from poisonkit.engine.environment import environment
 from poisonkit.engine.locks import hold
 from poisonkit.engine.progress import Progress
 from poisonkit.random import Key
@@ -52,7 +53,9 @@ def crafted(attack: CraftedAttack, data: ImageDataset, folder: Path, key: Key, p
 
 def kept_at(attack: CraftedAttack, data: ImageDataset, folder: Path, key: Key) -> Path:
     """Where the trigger of ``attack`` is kept."""
-    return _place(folder, type(attack).__name__, attack=to_dict(attack), data=data.digest(), key=repr(key))
+    return _place(
+        folder, type(attack).__name__, attack=to_dict(attack), data=data.digest(), key=repr(key), on=_on(data)
+    )
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Surrogates:
     progress: Progress
 
     def __call__(self, data: ImageDataset, recipe: Recipe, *, key: Key) -> nn.Module:
-        path = _place(self.folder, "surrogate", recipe=to_dict(recipe), data=data.digest(), key=repr(key))
+        path = _place(self.folder, "surrogate", recipe=to_dict(recipe), data=data.digest(), key=repr(key), on=_on(data))
         unfinished = path.with_suffix("")
 
         def make() -> State:
@@ -85,6 +88,11 @@ def _once(path: Path, make: Callable[[], State], progress: Progress) -> State:
             save_tensors(path, make())
             progress.line(f"kept as {path}")
     return load_tensors(path)
+
+
+def _on(data: ImageDataset) -> dict[str, str | int]:
+    """Where it is made: another machine, version or device makes another trigger."""
+    return environment(data.device)
 
 
 def _place(folder: Path, kind: str, **of: Any) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,13 +18,24 @@ from poisonkit.train.checkpoints import load_tensors
 from poisonkit.types import ImageDataset
 
 
+def finished_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a run of `poisonkit run` or `poisonkit demo`. Raises RunError for anything else."""
+    rule = "of `poisonkit run` or `poisonkit demo`"
+    require((directory / "manifest.json").is_file(), "run directory", rule, directory, error=RunError)
+    manifest = read_manifest(directory)
+    plan = manifest.get("plan", {})
+    defended = isinstance(plan.get("defense"), dict) and "study" not in plan
+    require(defended, "run directory", rule, f"{directory}, of something else", error=RunError)
+    return manifest
+
+
 def load_ensemble(directory: str | Path) -> Ensemble:
     """The ensemble that a finished run of a certified defense left in ``directory``, on the CPU.
 
     Raises RunError where a base model is missing, DataError where one is damaged.
     """
     directory = Path(directory)
-    manifest = read_manifest(directory)
+    manifest = finished_manifest(directory)
     plan, about = manifest["plan"], manifest["data"]
     kinds = {kind.__name__: (name, kind) for name, kind in DEFENSES.items()}
     name, kind = kinds[plan["defense"]["class"]]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from poisonkit.defenses.certified import Aggregation, Ensemble, Split
 from poisonkit.engine import Progress, Run, Unit, units
-from poisonkit.errors import require
+from poisonkit.errors import RunError, require
 from poisonkit.experiments.contents import CONTENTS, digests
 from poisonkit.experiments.measures import Row, apart, mean, measure, poll
 from poisonkit.random import Key
@@ -94,7 +94,11 @@ def arrange(
     """What there is to train; the poison and the split are kept in ``run``. ``name`` is the defense's."""
     dirty = poison.apply(train) if poison else train
     if poison:
-        run.tensors("poison", lambda: {"rows": poison.rows, "images": poison.images, "labels": poison.labels})
+        changed = {"rows": poison.rows, "images": poison.images, "labels": poison.labels}
+        kept = run.tensors("poison", lambda: changed)
+        same = all(torch.equal(kept[part], changed[part].cpu()) for part in changed)
+        remedy = "bring back the trigger it was made with, or --overwrite to start afresh"
+        require(same, f"the poison of {run.directory}", "what it was", "another", remedy, RunError)
         progress.line(f"{len(poison.rows)} of {len(train)} training rows poisoned")
     everything = Job(0, dirty, torch.arange(len(dirty)), recipe, key.child("undefended"))
 
@@ -135,7 +139,8 @@ def compare(
     ballots = poll(run, name, ensemble, test, poison)
     if len(split.sizes) > 1:
         bases = apart(ensemble.models, ballots, test, poison)
-        rows.append(mean(f"base model (1/{defense.partitions} of data)", bases, seconds / len(bases)))
+        share = round(split.total / max(1, sum(split.sizes) / len(split.sizes)))
+        rows.append(mean(f"base model (1/{share} of data)", bases, seconds / len(bases)))
     rows.append(measure(name, ensemble, ballots, test, poison, seconds, certify=True))
     return Comparison(tuple(rows), defense.budget, split, *_pictures(train, poison))
 

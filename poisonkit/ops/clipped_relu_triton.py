@@ -116,7 +116,12 @@ def clipped_relu(x: Tensor, bound: Tensor) -> Tensor:
     # Triton launches on the current device, which need not be that of x.
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         _forward[(triton.cdiv(A, rows), triton.cdiv(B, columns))](
-            *(x, bound, y, A, B, C), LAST=last, ROWS=rows, COLUMNS=columns, num_warps=WARPS
+            *(x, bound, y, A, B, C),
+            LAST=last,
+            ROWS=rows,
+            COLUMNS=columns,
+            num_warps=WARPS,
+            enable_fp_fusion=False,  # there is nothing to fuse; Triton 3.9 warns where it is not said
         )
     return y
 
@@ -145,5 +150,6 @@ def clipped_relu_backward(
             COLUMNS=columns,
             STEPS=steps,
             num_warps=WARPS,
+            enable_fp_fusion=False,
         )
     return dx, (sums.sum(0) if for_bound else sums).to(bound.dtype)

@@ -205,3 +205,17 @@ def test_seeds_add_their_logits() -> None:
 def test_bad_options(make: object, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         make()  # type: ignore[operator]
+
+
+def test_more_networks_than_were_split_for_may_not_vote() -> None:
+    models = dict(enumerate([Says(3.0, 0.0)] * 3))
+    with pytest.raises(ArgumentError, match="models must be 2, as many as were split for, got 3"):
+        DPA(2).gather(models, 2, Split((torch.arange(0),) * 2, 0))
+
+
+@pytest.mark.parametrize("defense", [DPA(2), HashBagging(1, functions=2), TemporalAggregation(2), Bagging(2)])
+def test_ballots_answer_for_no_more_guesses_than_they_hold(defense: Aggregation) -> None:
+    models = dict(enumerate([Says(3.0, 0.0, 1.0)] * 2))
+    ensemble = defense.gather(models, 3, Split((torch.arange(0),) * 2, 10))
+    with pytest.raises(ArgumentError, match=r"n must be in \[1, 1\], the classes that the ballots hold, got 2"):
+        ensemble.count_top(ensemble.ballots(IMAGES), torch.zeros(3, dtype=torch.int64), 2)

@@ -14,6 +14,7 @@ from poisonkit import report
 from poisonkit.__main__ import main
 from poisonkit.data import load
 from poisonkit.data.files import sha256
+from poisonkit.engine.run import FORMAT
 from poisonkit.experiments.contents import digests
 from poisonkit.models import ResNet
 from poisonkit.random import key
@@ -136,3 +137,26 @@ def test_a_content_digest_sees_everything_that_a_network_is_a_function_of() -> N
     # the same rows, from elsewhere in another data set, under another id
     elsewhere = Job(3, data.take(torch.arange(19, -1, -1)), torch.arange(19, 14, -1), recipe, key(0))
     assert torch.equal(digests([job]), digests([elsewhere]))
+
+
+def test_an_update_never_overwrites_what_it_reads(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old"
+    train(pictures, old, "dpa")
+    digests_before = (old / "digests.json").read_bytes()
+    same = ["dpa", "update", str(old), "--data", "folder", "--root", str(pictures), "--out", str(old), "--overwrite"]
+    assert main(same) == 2
+    assert "--out must be another directory than" in capsys.readouterr().err
+    assert (old / "digests.json").read_bytes() == digests_before
+
+
+@pytest.mark.parametrize("plan", [None, {"study": "scan"}, {"study": "family", "defense": {"class": "DPA"}}])
+def test_what_is_no_run_of_a_defense_is_not_updated(
+    plan: dict[str, object] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if plan is not None:
+        (tmp_path / "manifest.json").write_text(json.dumps({"format": FORMAT, "plan": plan}))
+    arguments = ["dpa", "update", str(tmp_path), "--data", "digits", "--out", str(tmp_path / "new")]
+    assert main(arguments) == 2
+    assert "run directory must be of `poisonkit run`" in capsys.readouterr().err

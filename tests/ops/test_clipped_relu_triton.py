@@ -74,7 +74,7 @@ def test_compiles_to_wide_loads_and_stores(name, last, capability, dtype, tmp_pa
     compiled = triton.compile(
         ASTSource(getattr(module, name), signature, constants, attributes),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": module.WARPS},
+        options={"num_warps": module.WARPS, "enable_fp_fusion": False},
     )
     ptx = compiled.asm["ptx"]
     moved = r"global\S*\.v4\.b32|global\S*\.v2\.b64|global\S*\.v8\.b32|global\S*\.v4\.b64"  # 16 bytes a thread, or 32

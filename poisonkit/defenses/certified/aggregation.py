@@ -30,8 +30,6 @@ class Aggregation:
     partitions   k: a base model sees about 1/k of the rows
     seeds        networks for each base model, whose logits are summed: the DPA* of Rezaei et al. (ICML 2023)
     scale_width  divide the recipe's base width by √k, to the nearest even integer
-    hash         ``weighted_sum`` or, as the older baseline, ``pixel_sum``
-    hash_label   hash the label along with the image: a changed label then hits two partitions, not one
     order        all classes, the one that wins ties first; None for 0, 1, ..., K-1, as in the papers
     """
 
@@ -41,14 +39,11 @@ class Aggregation:
     partitions: int = 16
     seeds: int = 1
     scale_width: bool = True
-    hash: Hash = "weighted_sum"
-    hash_label: bool = False
     order: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         require(self.partitions >= 1, "partitions", "at least 1", self.partitions)
         require(self.seeds >= 1, "seeds", "at least 1", self.seeds)
-        require(self.hash in ("weighted_sum", "pixel_sum"), "hash", "weighted_sum or pixel_sum", self.hash)
 
     def check(self, num_classes: int) -> None:
         """Raise ArgumentError where this defense cannot vote among ``num_classes`` classes."""
@@ -87,6 +82,7 @@ class Aggregation:
         wanted = len(split.rows) * self.seeds
         missing = sorted(set(range(wanted)) - set(models))
         require(not missing, "models", f"all {wanted}", f"none for {missing[:8]}", "train those first")
+        require(len(models) == wanted, "models", f"{wanted}, as many as were split for", len(models))
         if self.seeds > 1:
             ids = range(0, wanted, self.seeds)
             models = {i: LogitSum([models[first + s] for s in range(self.seeds)]) for i, first in enumerate(ids)}
@@ -97,3 +93,19 @@ class Aggregation:
         split = self.split(data, key)
         jobs = self.jobs(data, recipe, key=key, split=split)
         return self.gather({job.id: self.fit(job) for job in jobs}, data.num_classes, split)
+
+
+@dataclass(frozen=True)
+class Hashed(Aggregation):
+    """A defense that sends rows to base models by a hash of what they hold.
+
+    hash        ``weighted_sum`` or, as the older baseline, ``pixel_sum``
+    hash_label  hash the label along with the image: a changed label then hits two partitions, not one
+    """
+
+    hash: Hash = "weighted_sum"
+    hash_label: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.hash in ("weighted_sum", "pixel_sum"), "hash", "weighted_sum or pixel_sum", self.hash)

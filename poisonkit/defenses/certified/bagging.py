@@ -25,14 +25,18 @@ from poisonkit.types import ImageDataset
 class Bagging(Aggregation):
     """Train each base model on rows drawn with replacement; an input is certified unless its vote is too close.
 
-    partitions  how many base models, each with a bag of its own
-    bag         rows in a bag, whatever the size of the data set: the certificate needs it fixed
-    alpha       the certificates of all inputs asked for together hold with probability 1 - alpha over the draws
+    The probability is over the draws, so the key must be unknown to whoever makes the rows.
+
+    partitions   how many base models, each with a bag of its own
+    scale_width  off here: how many bags there are says nothing of how many rows each holds
+    bag          rows in a bag, whatever the size of the data set: the certificate needs it fixed
+    alpha        the certificates of all inputs asked for together hold with probability 1 - alpha over the draws
     """
 
     source: ClassVar[str] = "Jia, Cao, Gong 2021, arXiv 2008.04495"
     budget: ClassVar[str] = "rows inserted, deleted or replaced"
 
+    scale_width: bool = False
     bag: int = 100
     alpha: float = 0.001
 

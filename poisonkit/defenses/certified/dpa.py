@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from poisonkit.defenses.certified.aggregation import Aggregation
+from poisonkit.defenses.certified.aggregation import Hashed
 from poisonkit.defenses.certified.ensemble import Ensemble
 from poisonkit.defenses.certified.partition import Split, partition
 from poisonkit.random import Key
@@ -22,7 +22,7 @@ from poisonkit.types import ImageDataset
 
 
 @dataclass(frozen=True)
-class DPA(Aggregation):
+class DPA(Hashed):
     """Train base models on disjoint rows and let them vote; at most k // 2 rows can be certified against."""
 
     source: ClassVar[str] = "Levine and Feizi 2021, arXiv 2006.14768; Wang and Feizi 2023, arXiv 2306.16415"

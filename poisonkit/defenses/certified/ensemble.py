@@ -71,7 +71,7 @@ class Ensemble:
 
     def count_top(self, ballots: Ballots, labels: Tensor, n: int) -> Tensor:
         """Radius int64 [M] within which ``labels`` stay among the n most-voted classes; -1 where they are not."""
-        top = ballots["top"][..., :n]
+        top = _best(ballots, n)
         return certificates.top_n(top, self.num_classes, labels, self.order, shifts=self.shifts)
 
     def certify(self, images: Tensor) -> Certificate:
@@ -118,7 +118,7 @@ class HashBagged(Ensemble):
         return Certificate(*certificates.hash_bagging(votes, self.num_classes, groups=self.functions, order=self.order))
 
     def count_top(self, ballots: Ballots, labels: Tensor, n: int) -> Tensor:
-        top = ballots["top"][..., :n]
+        top = _best(ballots, n)
         return certificates.top_n(top, self.num_classes, labels, self.order, groups=self.functions)
 
 
@@ -166,3 +166,10 @@ class LogitSum(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.stack([network(images) for network in self.networks]).sum(0)
+
+
+def _best(ballots: Ballots, n: int) -> Tensor:
+    """The n best classes of every base model, [k, M, n]."""
+    top = ballots["top"]
+    require(1 <= n <= top.shape[2], "n", f"in [1, {top.shape[2]}], the classes that the ballots hold", n)
+    return top[..., :n]

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from poisonkit.defenses.certified.aggregation import Aggregation
+from poisonkit.defenses.certified.aggregation import Hashed
 from poisonkit.defenses.certified.ensemble import Ensemble
 from poisonkit.defenses.certified.partition import Split, partition
 from poisonkit.errors import require
@@ -21,7 +21,7 @@ from poisonkit.types import ImageDataset
 
 
 @dataclass(frozen=True)
-class FiniteAggregation(Aggregation):
+class FiniteAggregation(Hashed):
     """Train k·d base models, each on d of k·d buckets of rows, and certify by how many of them a bucket feeds.
 
     spread  d: the base models that a row reaches; 1 is DPA

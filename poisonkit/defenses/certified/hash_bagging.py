@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from poisonkit.defenses.certified.aggregation import Aggregation
+from poisonkit.defenses.certified.aggregation import Hashed
 from poisonkit.defenses.certified.ensemble import HashBagged
 from poisonkit.defenses.certified.partition import Split, partition
 from poisonkit.errors import require
@@ -22,7 +22,7 @@ from poisonkit.types import ImageDataset
 
 
 @dataclass(frozen=True)
-class HashBagging(Aggregation):
+class HashBagging(Hashed):
     """Partition the rows by several hash functions, train a base model on every part, and count by function.
 
     functions  independent hash functions; base model f·k + i sees the rows that function f sends to part i

@@ -25,14 +25,15 @@ class TemporalAggregation(Aggregation):
     """Train a base model on each of the most recent stretches of time and let them vote.
 
     The attacker may do anything to the rows of the periods that poison came in, but cannot move rows to
-    other periods: when a row arrived is taken as given.
+    other periods: when a row arrived is taken as given. Where it is known, give it to ``split``. Without it periods are
+    cut by row number, and certificates are about rows replaced in place: a row more or less moves the cuts.
 
     partitions  how many base models, one ending with each of the most recent periods
     span        how many consecutive periods a base model sees
     """
 
     source: ClassVar[str] = "Wang and Feizi 2023, arXiv 2302.03684"
-    budget: ClassVar[str] = "consecutive periods poisoned"
+    budget: ClassVar[str] = "consecutive periods poisoned (which rows arrived in one being given)"
 
     span: int = 1
 
