@@ -18,8 +18,6 @@
 
 namespace poisonkit::clip {
 
-#define POISONKIT_INLINE inline __attribute__((always_inline))
-
 struct Float32 {
   using Bits = int32_t;
   using Sum = float;

@@ -10,8 +10,8 @@
 #define POISONKIT_UNROLL _Pragma("GCC unroll 8")
 #endif
 
-// The innermost step of a loop whose accumulators live in registers: a call there costs half the speed, and GCC makes
-// one where a file has much code.
+// The innermost step of a loop, which must become part of it: a call there costs half the speed, and GCC makes one
+// where a file has much code.
 #if defined(__GNUC__)
 #define POISONKIT_INLINE __attribute__((always_inline)) inline
 #else

@@ -139,8 +139,8 @@ class Avx2 {
 
   template <int R, int V>
   POISONKIT_TARGET("avx2")
-  POISONKIT_INLINE
-      static void add_step(const uint8_t* x, int64_t stride, const int16_t* digits, __m256i (*lanes)[V][3]) {
+  static POISONKIT_INLINE
+      void add_step(const uint8_t* x, int64_t stride, const int16_t* digits, __m256i (*lanes)[V][3]) {
     POISONKIT_UNROLL
     for (int parity = 0; parity < 2; ++parity) {
       __m256i bytes[R];
