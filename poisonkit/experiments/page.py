@@ -71,10 +71,7 @@ def write(run: Run, comparison: Comparison, *, title: str, subtitle: str, comman
     if len(comparison.before):
         picture = report.png(report.picture_grid([comparison.before, comparison.after]))
         run.write("figures/poisoned.png", picture)
-        caption = (
-            "Poisoned training rows: above as they were, below as the attacker left them, all with the target's label"
-        )
-        figures.append(report.figure(picture, caption))
+        figures.append(report.figure(picture, "Changed training rows: above as they were, below as the attacker left them"))
     last = rows[-1]
     charts = []
     if last.certified and len(_curve(last)) > 1:

@@ -1,4 +1,4 @@
-"""The kernels, usable on their own: tensors in, tensors out, the same results on every device and processor."""
+"""The kernels, usable on their own: tensors in, tensors out. Integers are exact, and the same on every processor."""
 
 from poisonkit.ops.calibrated_mean import (
     CalibratedMean,
