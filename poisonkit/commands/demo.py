@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from poisonkit.commands import options as opt
 from poisonkit.commands.parsing import Commands, no_options
 from poisonkit.commands.run import Plan, execute
-from poisonkit.data import load
 from poisonkit.engine import Local
 from poisonkit.experiments import EXPERIMENTS
 
@@ -23,5 +23,6 @@ def _demo(arguments: argparse.Namespace, options: list[str]) -> None:
     no_options(options)
     demo = EXPERIMENTS["demo"]
     plan = Plan(demo.data, None, demo.attack, demo.rate, demo.defense, demo.recipe, 0)
-    train, test = load(demo.data)
+    opt.device_of(arguments)
+    train, test = opt.loaded(demo.data, None, None)
     execute(plan, train, test, "dpa", Local(), arguments)

@@ -17,7 +17,6 @@ from poisonkit.commands.parsing import Commands, Parser, no_options
 from poisonkit.commands.run import Plan
 from poisonkit.defenses import DEFENSES, DPA, RunOffElection
 from poisonkit.engine import Local, Progress, Run, environment, units
-from poisonkit.engine.crafting import FOLDER, Ready
 from poisonkit.engine.finished import finished_manifest
 from poisonkit.errors import require
 from poisonkit.experiments import RECIPES, arrange, page, prepare
@@ -30,7 +29,7 @@ from poisonkit.experiments.lab import Lab
 from poisonkit.experiments.measures import GUESSES, measure, poll
 from poisonkit.random import key
 from poisonkit.train import Recipe
-from poisonkit.types import Attack, Budget, ImageDataset
+from poisonkit.types import Budget, ImageDataset
 
 Command = Callable[[argparse.Namespace, list[str]], None]
 
@@ -109,15 +108,9 @@ def _lab(
     arguments: argparse.Namespace, plan: dict[str, Any], train: ImageDataset, test: ImageDataset, recipe: Recipe
 ) -> Lab:
     """Where the study works; to be opened once everything else was checked."""
-    data = {"shape": train.shape, "classes": train.classes, "train": train.digest(), "test": test.digest()}
-    manifest = {"plan": plan, "data": data, "environment": environment(test.device)}
+    manifest = {"plan": plan, "data": opt.described(train, test), "environment": environment(test.device)}
     run = Run(arguments.out, manifest, overwrite=arguments.overwrite)
     return Lab(run, train, test, recipe, key(arguments.seed), Local(), Progress())
-
-
-def _ready(attack: Attack) -> Attack:
-    """The attack, its trigger kept where `poisonkit craft` keeps it."""
-    return Ready(attack, Path(FOLDER), Progress())
 
 
 def _subtitle(arguments: argparse.Namespace, lab: Lab, attack: object = None) -> str:
@@ -139,13 +132,11 @@ def _family(arguments: argparse.Namespace, options: list[str]) -> None:
         return
     attack, defense, root = parts["attack"], parts["defense"], key(arguments.seed)
     train, test = _loaded(arguments)
-    poison = prepare(train, test, attack=_ready(attack), budget=Budget(rate), defense=defense, key=root)
+    poison = prepare(train, test, attack=opt.ready(attack), budget=Budget(rate), defense=defense, key=root)
     lab = _lab(arguments, plan, train, test, parts["recipe"])
     found = family(lab, defense, poison)
     pages.write_family(lab.run, found, subtitle=_subtitle(arguments, lab, attack), command=arguments.shown)
-    _show(
-        lab, *page.table(found.rows), f"r=n: certified accuracy, right whatever an attacker does with n {pages.BUDGET}"
-    )
+    _show(lab, *page.table(found.rows), page.legend(pages.BUDGET))
 
 
 def _advise(arguments: argparse.Namespace, options: list[str]) -> None:
@@ -185,9 +176,9 @@ def _scan(arguments: argparse.Namespace, options: list[str]) -> None:
     attack, root = parts["attack"], key(arguments.seed)
     train, test = _loaded(arguments)
     require(max(cuts) <= len(train), "--parts", f"at most {len(train)}, one row each", cuts)
-    prepare(train, test, attack=_ready(attack), budget=Budget(rate), defense=DPA(), key=root)
+    prepare(train, test, attack=opt.ready(attack), budget=Budget(rate), defense=DPA(), key=root)
     lab = _lab(arguments, plan, train, test, parts["recipe"])
-    sizes = scan(lab, _ready(attack), rate, cuts, seeds)
+    sizes = scan(lab, opt.ready(attack), rate, cuts, seeds)
     pages.write_scan(lab.run, sizes, subtitle=_subtitle(arguments, lab, attack), command=arguments.shown)
     _show(lab, *pages.scan_table(sizes))
 
@@ -197,17 +188,17 @@ def _update(arguments: argparse.Namespace, options: list[str]) -> None:
     apart = Path(arguments.out).resolve() != Path(arguments.old).resolve()
     require(apart or arguments.dry_run, "--out", f"another directory than {arguments.old}", arguments.out)
     then = finished_manifest(Path(arguments.old))
-    old, plan = Run(arguments.old, then), _plan(then["plan"])
+    old, plan = Run(arguments.old, then), Plan.of(then["plan"])
     require(plan.data == arguments.data, "--data", f"{plan.data}, as of {arguments.old}", arguments.data)
     plan = replace(plan, limit=arguments.limit)
     device, root, progress, defense = opt.device_of(arguments), key(plan.seed), Progress(), plan.defense
     require_same(old, environment(device))
     train, test = (part.to(device) for part in opt.loaded(plan.data, arguments.root, arguments.limit))
-    attack = _ready(plan.attack) if plan.attack else None
+    attack = opt.ready(plan.attack) if plan.attack else None
     poison = prepare(train, test, attack=attack, budget=plan.budget, defense=defense, key=root)
     name = next(name for name, kind in DEFENSES.items() if type(defense) is kind)
-    data = {"shape": train.shape, "classes": train.classes, "train": train.digest(), "test": test.digest()}
-    manifest = {"plan": plan.manifest(), "data": data, "stack": then["stack"], "environment": environment(device)}
+    about = {"plan": plan.manifest(), "data": opt.described(train, test), "stack": then["stack"]}
+    manifest = {**about, "environment": environment(device)}
     with TemporaryDirectory() as scratch:
         run = Run(scratch if arguments.dry_run else arguments.out, manifest, overwrite=arguments.overwrite)
         work = arrange(
@@ -236,18 +227,5 @@ def _update(arguments: argparse.Namespace, options: list[str]) -> None:
     run.write("results.json", json.dumps([asdict(row)], indent=2) + "\n")
     run.finish()
     print(report.text_table(*page.table([row])))
-    print(f"r=n: certified accuracy, right whatever an attacker does with n {defense.budget}; train: of this update")
+    print(f"{page.legend(defense.budget)}; train: of this update")
     print(f"\n{run.directory}; `poisonkit run` with its options and --out {run.directory} adds the undefended network")
-
-
-def _plan(values: dict[str, Any]) -> Plan:
-    """The plan that :meth:`Plan.manifest` wrote."""
-    attacks, defenses = ({kind.__name__: kind for kind in kinds.values()} for kinds in (ATTACKS, DEFENSES))
-    return Plan(
-        **{
-            **values,
-            "attack": values["attack"] and config.from_dict(attacks[values["attack"]["class"]], values["attack"]),
-            "defense": config.from_dict(defenses[values["defense"]["class"]], values["defense"]),
-            "recipe": config.from_dict(Recipe, values["recipe"]),
-        }
-    )

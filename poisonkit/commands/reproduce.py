@@ -89,9 +89,8 @@ def _run(
     paper, scale, setting = name.partition("/")[0], arguments.scale, entry.scales[arguments.scale]
     data = arguments.data or setting.data
     train, test = _load(data, arguments.root, setting.limit)
-    about = {"shape": train.shape, "classes": train.classes, "train": train.digest(), "test": test.digest()}
     configuration = {**config.to_dict(setting), "data": data}
-    manifest = {"plan": {"paper": paper, "scale": scale, **configuration}, "data": about}
+    manifest = {"plan": {"paper": paper, "scale": scale, **configuration}, "data": opt.described(train, test)}
     folder = Path(arguments.out) / scale / "runs" / paper
     run = Run(folder, {**manifest, "environment": environment(device)}, overwrite=overwrite)
     lab = Lab(run, train, test.to(device), setting.recipe, key(setting.seed), Local(), Progress())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -14,15 +12,13 @@ import torch
 from poisonkit import config, report
 from poisonkit.attacks import ATTACKS
 from poisonkit.commands import arrays
-from poisonkit.commands.parsing import Commands, device_named, pairs
-from poisonkit.data import DATASETS, load
+from poisonkit.commands import options as opt
+from poisonkit.commands.parsing import Commands, device_named
 from poisonkit.defenses import DEFENSES
 from poisonkit.defenses.certified import Aggregation
 from poisonkit.engine import ENGINES, Engine, Local, Progress, Ray, Run, environment, units
-from poisonkit.engine.crafting import FOLDER, Ready
 from poisonkit.errors import require
 from poisonkit.experiments import RECIPES, arrange, compare, page, prepare, stacking
-from poisonkit.models import MODELS
 from poisonkit.random import key
 from poisonkit.train import Recipe
 from poisonkit.types import Attack, Budget, ImageDataset
@@ -35,18 +31,12 @@ def add(commands: Commands) -> None:
         description="Options of the chosen parts follow their names: --attack.size 3 --defense.partitions 50 "
         "--recipe.epochs 10 --recipe.model.width 32; --options lists them with their values.",
     )
-    run.add_argument(
-        "--data", required=True, choices=sorted(DATASETS), help="data set; `poisonkit list` describes them"
-    )
-    run.add_argument("--root", help="folder that holds it")
+    opt.add_data(run)
     run.add_argument("--attack", default="centre_patch", choices=[*ATTACKS, "none"], help="(default: %(default)s)")
     run.add_argument("--rate", type=float, default=0.01, help="fraction of rows to poison (default: %(default)s)")
     run.add_argument("--per-class", action="store_true", help="the rate is of the target class, not of all rows")
     run.add_argument("--defense", default="dpa", choices=list(DEFENSES), help="(default: %(default)s)")
     run.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    run.add_argument("--limit", type=int, metavar="N", help="use N training and N test rows only, spread evenly")
-    run.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    run.add_argument("--threads", type=int, help="CPU threads (default: torch's); recorded, since results depend on it")
     run.add_argument(
         "--stack", default="auto", metavar="auto|N", help="base models to train together; recorded (default: auto)"
     )
@@ -57,10 +47,8 @@ def add(commands: Commands) -> None:
     run.add_argument(
         "--print-job", choices=arrays.KINDS, help="print a job array that trains each unit on its own, and stop"
     )
-    run.add_argument("--out", help="run directory (default: runs/DATA-ATTACK-DEFENSE)")
-    run.add_argument("--overwrite", action="store_true", help="start afresh instead of taking up an earlier run")
+    opt.add_running(run, None, "runs/DATA-ATTACK-DEFENSE")
     run.add_argument("--options", action="store_true", help="list the options of the chosen parts, and stop")
-    run.add_argument("--dry-run", action="store_true", help="check the arguments, print the configuration, and stop")
     run.set_defaults(command=_run)
 
 
@@ -84,6 +72,18 @@ class Plan:
     def manifest(self) -> dict[str, Any]:
         return {field.name: config.to_dict(getattr(self, field.name)) for field in fields(self)}
 
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Plan:
+        """The plan that :meth:`manifest` wrote."""
+        attacks, defenses = ({kind.__name__: kind for kind in kinds.values()} for kinds in (ATTACKS, DEFENSES))
+        attack, defense = values["attack"], values["defense"]
+        parts = {
+            "attack": attack and config.from_dict(attacks[attack["class"]], attack),
+            "defense": config.from_dict(defenses[defense["class"]], defense),
+            "recipe": config.from_dict(Recipe, values["recipe"]),
+        }
+        return cls(**{**values, **parts})
+
 
 def _run(arguments: argparse.Namespace, options: list[str]) -> None:
     parts: dict[str, Any] = {
@@ -92,19 +92,7 @@ def _run(arguments: argparse.Namespace, options: list[str]) -> None:
         "recipe": RECIPES.get(arguments.data, Recipe()),
         arguments.engine: ENGINES[arguments.engine](),
     }
-    for option, text in pairs(options):
-        part, _, path = option.removeprefix("--").partition(".")
-        require(
-            part in parts and parts[part] is not None and path != "",
-            "an option",
-            f"one of `poisonkit run --help` or below --{', --'.join(parts)}",
-            option,
-            "--options lists them",
-        )
-        if option == "--recipe.model" and text in MODELS:
-            parts[part] = replace(parts[part], model=MODELS[text])
-        else:
-            parts[part] = config.with_option(parts[part], path, text, part)
+    parts = opt.apply(parts, options, "one of `poisonkit run --help`", "--options lists them")
     if arguments.options:
         rows = [leaf for part, value in parts.items() if value is not None for leaf in config.leaves(value, part)]
         print(report.text_table(["option", "value"], [[f"--{name}", str(value)] for name, value in rows]))
@@ -126,13 +114,11 @@ def _run(arguments: argparse.Namespace, options: list[str]) -> None:
         print(json.dumps(plan.manifest(), indent=2))
         return
     arguments.out = arguments.out or f"runs/{arguments.data}-{arguments.attack}-{arguments.defense}"
-    if device.type == "cuda" and not arguments.print_job:
-        found = torch.cuda.device_count()
-        require((device.index or 0) < found, "--device", f"one of {found} CUDA devices", device)
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic training needs it, and needs it now
-    train, test = load(arguments.data, arguments.root)
-    if arguments.limit:
-        train, test = (spread(part, arguments.limit) for part in (train, test))
+    if arguments.print_job:
+        torch.set_num_threads(arguments.threads)  # whatever this machine has, since other machines train
+    else:
+        opt.device_of(arguments)
+    train, test = opt.loaded(arguments.data, arguments.root, arguments.limit)
     if not arguments.print_job:
         test = test.to(device)
         train = train.to(device) if isinstance(engine, Local) else train  # workers have devices of their own
@@ -142,16 +128,15 @@ def _run(arguments: argparse.Namespace, options: list[str]) -> None:
 def _checked(arguments: argparse.Namespace, engine: Engine) -> torch.device:
     """The device; raises ArgumentError where arguments are out of range or do not go together."""
     require(0 <= arguments.rate <= 1, "--rate", "a fraction in [0, 1]", arguments.rate)
-    require(arguments.limit is None or arguments.limit >= 1, "--limit", "at least 1 row", arguments.limit)
-    threads, device = arguments.threads, device_named(arguments.device)
+    opt.check_limit(arguments.limit)
     if arguments.print_job:
+        threads, device = arguments.threads, device_named(arguments.device)
         same = "since all elements must have the same"
         require(threads is not None and threads >= 1, "--threads", "1 or more with --print-job", threads, same)
         apart = not (arguments.only or arguments.overwrite) and isinstance(engine, Local)
         require(apart, "--print-job", "without --only, --overwrite and --engine ray", "both")
     else:
-        cores = os.cpu_count() or 1
-        require(threads is None or 1 <= threads <= cores, "--threads", f"from 1 to this machine's {cores}", threads)
+        device = opt.device_asked(arguments)
     fresh = "or each element of an array would start the run afresh"
     require(not (arguments.only and arguments.overwrite), "--only", "without --overwrite", "both", fresh)
     if isinstance(engine, Ray):
@@ -166,10 +151,8 @@ def execute(
     plan: Plan, train: ImageDataset, test: ImageDataset, name: str, engine: Engine, arguments: argparse.Namespace
 ) -> None:
     """Run ``plan`` in its directory, write its page there, and print its table; or only a part of that, as asked."""
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     root, defense, recipe, kind = key(plan.seed), plan.defense, plan.recipe, torch.device(arguments.device).type
-    attack = Ready(plan.attack, Path(FOLDER), Progress()) if plan.attack else None
+    attack = opt.ready(plan.attack) if plan.attack else None
     # before the run directory is touched: what cannot be done must leave nothing behind
     poison = prepare(train, test, attack=attack, budget=plan.budget, defense=defense, key=root)
     wanted = None if arguments.stack == "auto" else int(arguments.stack)
@@ -178,8 +161,8 @@ def execute(
         print(arrays.script(arguments.print_job, arguments.shown, stacks, arguments.threads, kind == "cuda"), end="")
         return
     chosen = arrays.places(arguments.only, stacks) if arguments.only else range(1 + stacks)
-    data = {"shape": train.shape, "classes": train.classes, "train": train.digest(), "test": test.digest()}
-    manifest = {"plan": plan.manifest(), "data": data, "stack": stack, "environment": environment(test.device)}
+    about = {"plan": plan.manifest(), "data": opt.described(train, test), "stack": stack}
+    manifest = {**about, "environment": environment(test.device)}
     run = Run(arguments.out, manifest, overwrite=arguments.overwrite)
     progress = Progress()
     work = arrange(
@@ -208,11 +191,5 @@ def execute(
         title = f"poisonkit: {name} on {plan.data}"
         page.write(run, comparison, title=title, subtitle=subtitle, command=arguments.shown)
     print(report.text_table(*page.table(comparison.rows)))
-    print(f"r=n: certified accuracy, right whatever an attacker does with n {comparison.budget}")
+    print(page.legend(comparison.budget))
     print(f"\n{run.directory / 'report.html'}")
-
-
-def spread(data: ImageDataset, rows: int) -> ImageDataset:
-    """``rows`` rows spread evenly, since many data sets are sorted by class."""
-    rows = min(rows, len(data))
-    return data.take(torch.arange(rows) * len(data) // rows)

@@ -30,6 +30,11 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
     return headers, cells
 
 
+def legend(budget: str) -> str:
+    """What a table's radii say."""
+    return f"r=n: certified accuracy, right whatever an attacker does with n {budget}"
+
+
 def data_table(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
     """Every number of a comparison, as fractions and seconds, for a spreadsheet."""
     guesses, curves = list(rows[0].guesses), [curve for row in rows for curve in (row.certified or {}).values()]
@@ -71,7 +76,8 @@ def write(run: Run, comparison: Comparison, *, title: str, subtitle: str, comman
     if len(comparison.before):
         picture = report.png(report.picture_grid([comparison.before, comparison.after]))
         run.write("figures/poisoned.png", picture)
-        figures.append(report.figure(picture, "Changed training rows: above as they were, below as the attacker left them"))
+        caption = "Changed training rows: above as they were, below as the attacker left them"
+        figures.append(report.figure(picture, caption))
     last = rows[-1]
     charts = []
     if last.certified and len(_curve(last)) > 1:
