@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/poisonkit demo
 
 test: $(VENV)/.extras
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: $(VENV)/.extras
 	$(BIN)/python -m pytest -m slow
@@ -55,7 +55,7 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	touch $@
 
 $(VENV)/.extras: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[data,triton,bench,test,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[data,triton,lightning,transformers,bench,test,dev]"
 	touch $@
 
 clean:

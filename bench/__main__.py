@@ -25,6 +25,12 @@ def hash_bench() -> Iterator[Row]:
     yield from weighted_sum_hash.bench()
 
 
+def ieu_bench() -> Iterator[Row]:
+    from bench import ieu
+
+    yield from ieu.bench()
+
+
 def imagenet64_bench() -> Iterator[Row]:
     from bench import imagenet64
 
@@ -49,10 +55,28 @@ def clipped_relu_bench() -> Iterator[Row]:
     yield from clipped_relu.bench()
 
 
+def epic_bench() -> Iterator[Row]:
+    from bench import epic
+
+    yield from epic.bench()
+
+
+def condense_bench() -> Iterator[Row]:
+    from bench import condense
+
+    yield from condense.bench()
+
+
 def facility_location_bench() -> Iterator[Row]:
     from bench import facility_location
 
     yield from facility_location.bench()
+
+
+def mmac_bench() -> Iterator[Row]:
+    from bench import mmac
+
+    yield from mmac.bench()
 
 
 def stacked_bench() -> Iterator[Row]:
@@ -72,15 +96,19 @@ CPU: dict[str, Callable[[], Iterator[Row]]] = {
     "calibrated_mean": calibrated_mean_bench,
     "certificates": certificates_bench,
     "clipped_relu": clipped_relu_bench,
+    "epic": epic_bench,
+    "condense": condense_bench,
     "facility_location": facility_location_bench,
+    "ieu": ieu_bench,
     "imagenet64": imagenet64_bench,
+    "mmac": mmac_bench,
     "stacked": stacked_bench,
     "triggers": triggers_bench,
     "weighted_sum_hash": hash_bench,
 }
 
-# These fill a disk, and run only when named.
-LARGE = {"imagenet64"}
+# These fill a disk or need real images, and run only when named.
+LARGE = {"epic", "imagenet64"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,6 +27,7 @@ _ANY = "any CPU"
 _TWO = "two idle cores"
 _GPU = "a CUDA device"
 _DISK = "35 GB of free disk"
+_IMAGES = "CIFAR-10"
 _MAPS = [f"{size}/{layout}" for size in ("128x64x32x32", "256x256x16x16") for layout in ("contiguous", "channels_last")]
 _TRIGGERS = {"pattern": 1.3, "blend": 3, "sinusoid": 5, "chessboard": 8, "warp": 2, "rotation": 1.3}
 
@@ -79,6 +80,9 @@ GOALS: dict[str, Goal] = {
     **{f"calibrated_mean/avx2/{classes}x256x2048/10/over_best_torch": Goal(2, _AVX2) for classes in (10, 200)},
     **{f"calibrated_mean/avx2/{classes}x256x2048/50/over_eigh": Goal(300, _AVX2) for classes in (10, 200)},
     "calibrated_mean/avx2/10x256x2048/50/of_condensation_step": Goal(0.01, _AVX2, "lower"),
+    # A step of distribution matching against the loop over classes; of one of RDM-DC, what calibrating its means takes.
+    "condense/cpu/10x256+50/w128/over_loop": Goal(1.2, _ANY),
+    "condense/cpu/10x256+50/w128/calibration": Goal(0.01, _ANY, "lower"),
     # Medoids of rows, distances included, against the picks alone of others, and against all of theirs where d = 1000.
     "facility_location/cpu/5000x10/500/over_apricot": Goal(10, _ANY),
     "facility_location/cpu/5000x10/500/over_submodlib": Goal(40, _ANY),
@@ -88,6 +92,9 @@ GOALS: dict[str, Goal] = {
     "facility_location/cpu/20000x10/2000/memory": Goal(10, _ANY, "lower"),  # MB
     "facility_location/cpu/1300x1000/130/over_best_peer": Goal(1, _ANY),
     "facility_location/cuda/10x5000x10/1500/time": Goal(20, _GPU, "lower"),  # ms: a round on CIFAR-10
+    # The defense against the undefended training of the same images, and the picks' share of the defense.
+    **{f"epic/cifar10/{medoids}/of_undefended": Goal(1, _IMAGES, "lower") for medoids in (0.1, 0.2, 0.3)},
+    **{f"epic/cifar10/{medoids}/picks_of_run": Goal(0.02, _IMAGES, "lower") for medoids in (0.1, 0.2, 0.3)},
     # Base models trained together over the same one after the other: tiny ones; and all that the rule stacks.
     **{f"stacked/cpu/train/digits/w{w}/k{k}/over_alone": Goal(3, _ANY) for w in (4, 8) for k in (8, 16, 50)},
     **{f"stacked/cpu/train/digits/w16/k{k}/over_alone": Goal(0.95, _ANY) for k in (8, 16, 50)},
@@ -98,6 +105,11 @@ GOALS: dict[str, Goal] = {
     # The same at batch 512, of 1.5 times the network or 1.3 times the roofline, whichever is more; and training.
     "stacked/cuda/predict/resnet50/k16/of_allowed": Goal(1, _GPU, "lower"),
     "stacked/cuda/train/resnet50/k16/of_single": Goal(0.5, _GPU, "lower"),
+    # After training, in shares of the paper's training of the same network: 200 epochs of 50,000 images.
+    **{f"mmac/cpu/{network}/mmac/of_training": Goal(0.1, _ANY, "lower") for network in ("resnet32", "resnet8")},
+    **{f"mmac/cpu/{network}/mmom/of_training": Goal(0.06, _ANY, "lower") for network in ("resnet32", "resnet8")},
+    # Interleaved unlearning over fine-tuning on as many steps, views and rows.
+    **{f"ieu/cpu/{views}/of_plain": Goal(1.25, _ANY, "lower") for views in ("one_view", "two_views")},
     # The same trigger, image by image in NumPy or Pillow.
     **{
         f"triggers/{name}/{side}/over_per_image": Goal(value, _ANY)

@@ -28,7 +28,7 @@ from poisonkit.models.predict import ensemble_logits
 from poisonkit.models.resnet import folded
 from poisonkit.random import key
 from poisonkit.train import Recipe, new_model, train_epoch
-from poisonkit.train.loop import deterministic, sgd
+from poisonkit.train.loop import deterministic, new_optimizer
 from poisonkit.types import ImageDataset
 
 ROUNDS = 15
@@ -250,7 +250,7 @@ def training(batch_size: int = 512, steps: int = 4) -> Iterator[Row]:
     for name, model in (("single", wide), ("base", wide.scaled(16))):
         recipe = Recipe(model, batch_size=batch_size, precision="bfloat16")
         network = new_model(recipe, data, key(0))
-        optimizer = sgd(network, recipe)
+        optimizer = new_optimizer(network, recipe)
         candidates[name] = partial(train_epoch, network, optimizer, data, recipe, key=key(0), epoch=0)
     with deterministic(data.device):
         times = interleave(candidates, 5, seconds)

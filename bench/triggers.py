@@ -12,11 +12,26 @@ from PIL import Image
 
 from bench.measure import interleave, row, speedup
 from bench.rows import Row
+from poisonkit.models.unet import UNet
 from poisonkit.random import key
-from poisonkit.triggers import Blend, Chessboard, Rotation, Sinusoid, Square, Warp, elastic_grid, pattern_patch, texture
+from poisonkit.triggers import (
+    Blend,
+    Chessboard,
+    Encoded,
+    Encoder,
+    Generated,
+    Rotation,
+    Sinusoid,
+    Square,
+    Warp,
+    elastic_grid,
+    pattern_patch,
+    texture,
+)
 from poisonkit.types import Trigger
 
 COUNT = 2000
+DRAWN = 20  # images of which a network draws one trigger, while the others stamp this many
 ROUNDS = 7
 
 Picture = NDArray[np.uint8]  # [H, W, 3], as loaders have it
@@ -29,19 +44,23 @@ def bench(count: int = COUNT, rounds: int = ROUNDS) -> Iterator[Row]:
             0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
         )
         pictures = list(images.permute(0, 2, 3, 1).contiguous().numpy())
-        for name, (trigger, one) in pipelines(side).items():
+        drawn = {name: (each, images[: count // DRAWN]) for name, each in networks(side).items()}
+        stamped = {name: (each, images) for name, each in pipelines(side).items()}
+        for name, ((trigger, one), some) in {**stamped, **drawn}.items():
             made = trigger(images[:8]).permute(0, 2, 3, 1).int()
             peer = torch.from_numpy(np.stack([one(picture) for picture in pictures[:8]])).int()
             assert int((made - peer).abs().max()) <= 1, f"{name} computes something else"
 
-            def ours(trigger: Trigger = trigger, images: torch.Tensor = images) -> object:
-                return trigger(images)
+            def ours(trigger: Trigger = trigger, some: torch.Tensor = some) -> object:
+                return trigger(some)
 
-            def per_image(one: Callable[[Picture], Picture] = one, pictures: list[Picture] = pictures) -> object:
-                return [one(picture) for picture in pictures]
+            few = pictures[: len(some)]
+
+            def per_image(one: Callable[[Picture], Picture] = one, few: list[Picture] = few) -> object:
+                return [one(picture) for picture in few]
 
             times = interleave({"ours": ours, "per_image": per_image}, rounds)
-            yield row(f"triggers/{name}/{side}/images", count / median(times["ours"]), "1/s", rounds)
+            yield row(f"triggers/{name}/{side}/images", len(some) / median(times["ours"]), "1/s", rounds)
             yield row(f"triggers/{name}/{side}/over_per_image", speedup(times, "ours", "per_image"), "ratio", rounds)
 
 
@@ -94,3 +113,28 @@ def pipelines(side: int) -> dict[str, tuple[Trigger, Callable[[Picture], Picture
         "warp": (Warp(grid), warp),
         "rotation": (Rotation(16), rotation),
     }
+
+
+def networks(side: int) -> dict[str, tuple[Trigger, Callable[[Picture], Picture]]]:
+    """Each trigger that a network draws, and the same network asked for one picture."""
+    shape = (3, side, side)
+    with key(0).ambient():
+        generated = Generated(UNet(3, 3, 16), UNet(3, 1, 16))
+        encoded = Encoded(Encoder(shape, 20, 16), torch.ones(20))
+
+    @torch.no_grad()
+    def generate(picture: Picture) -> Picture:
+        pixels = picture.astype(np.float32).transpose(2, 0, 1)
+        seen = torch.from_numpy((pixels - 127.5) / 63.75)[None]
+        colours = 127.5 * (1 + np.tanh(generated.pattern(seen)[0].numpy()))
+        soft = np.tanh(generated.mask(seen)[0].numpy()) / 2 + 0.5
+        laid = pixels + (np.tanh(20 * soft - 10) / 2 + 0.5) * (colours - pixels)
+        return (laid + 0.5).astype(np.uint8).transpose(1, 2, 0)
+
+    @torch.no_grad()
+    def encode(picture: Picture) -> Picture:
+        pixels = picture.astype(np.float32).transpose(2, 0, 1)
+        change = encoded.encoder(torch.from_numpy(pixels)[None], encoded.secret[None])[0].numpy()
+        return (np.clip(pixels + change, 0, 255) + 0.5).astype(np.uint8).transpose(1, 2, 0)
+
+    return {"generated": (generated, generate), "encoded": (encoded, encode)}

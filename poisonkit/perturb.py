@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from poisonkit.models.features import evaluating, watched
 from poisonkit.random import Key
 
 Score = Callable[[Tensor], Tensor]
@@ -18,15 +19,13 @@ Score = Callable[[Tensor], Tensor]
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """``model`` in evaluation mode, its parameters without gradients; as it was afterwards."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     try:
-        yield model
+        with evaluating(model):
+            yield model
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-        for module, mode in modes:
-            module.training = mode
 
 
 def ascend(
@@ -81,3 +80,61 @@ def projected_descent(
             (slope,) = torch.autograd.grad(loss, changed)
             changed = (changed.detach() + step * slope.sign()).clamp(low, high)
     return changed
+
+
+def box(images: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The least and the greatest float pixels within ``eps`` of uint8 ``images``: whole, so rounding stays inside."""
+    clean = images.float()
+    return (clean - eps // 1).clamp(min=0), (clean + eps // 1).clamp(max=255)
+
+
+def descend(
+    loss: Callable[[Tensor, int], Tensor],
+    start: Tensor,
+    low: Tensor,
+    high: Tensor,
+    *,
+    steps: int,
+    rate: Callable[[int, int], float],
+    signed: bool = False,
+) -> tuple[Tensor, float]:
+    """Float pixels in [``low``, ``high``] that lower ``loss``, and the loss of the last step.
+
+    loss    (pixels, step) to a scalar
+    rate    (step, steps) to the step of Adam, in pixel steps, as the schedules of ``train`` give it
+    signed  give Adam the sign of the gradient (Geiping et al., arXiv 2009.02276, appendix)
+    """
+    pixels = start.clamp(low, high).requires_grad_(True)
+    adam = torch.optim.Adam([pixels])
+    value = pixels.new_zeros(())
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = rate(step, steps)
+        value = loss(pixels, step)
+        (slope,) = torch.autograd.grad(value, pixels)
+        pixels.grad = slope.sign() if signed else slope
+        adam.step()
+        with torch.no_grad():
+            pixels.clamp_(low, high)
+    return pixels.detach(), float(value.detach())
+
+
+def embedded(model: nn.Module, images: Tensor) -> Tensor:
+    """What enters the last layer of ``model``, [B, d], with its gradient by the pixels."""
+    with watched(model) as seen:
+        model(images)
+    return seen[0]
+
+
+def gradient(model: nn.Module, images: Tensor, labels: Tensor, *, differentiable: bool = False) -> list[Tensor]:
+    """The gradient of the mean cross entropy by every parameter that is trained; if ``differentiable``, by pixels."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return list(torch.autograd.grad(cross_entropy(model(images), labels), trained, create_graph=differentiable))
+
+
+def misalignment(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """1 - cosine of two gradients, each over all parameters together: a scalar in [0, 2]."""
+    product = torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
+    squares = [torch.stack([a.square().sum() for a in each]).sum() for each in (one, other)]
+    # a gradient that vanished has no direction: the clamp gives 1, and no nan
+    lengths = [square.clamp(min=torch.finfo(square.dtype).tiny).sqrt() for square in squares]
+    return 1 - product / lengths[0] / lengths[1]

@@ -21,7 +21,7 @@ from poisonkit.random import Key
 class ImageDataset:
     """Labelled images, in memory, memory-mapped from a file, or resident on a device.
 
-    images   uint8 [N, C, H, W], 0..255
+    images   uint8 [N, C, H, W], 0..255; of a synthetic set float32 on that scale, which it may leave
     labels   int64 [N], on the same device
     classes  the name of each of the K classes; every label is in [0, K)
     """
@@ -33,7 +33,8 @@ class ImageDataset:
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
         require(images.ndim == 4, "images", "of shape [N, C, H, W]", list(images.shape))
-        require(images.dtype == torch.uint8, "images", "uint8 pixels 0..255", images.dtype)
+        pixels = images.dtype in (torch.uint8, torch.float32)
+        require(pixels, "images", "uint8 pixels 0..255, or float32 on that scale", images.dtype)
         require(labels.dtype == torch.int64, "labels", "int64", labels.dtype)
         require(
             labels.shape == images.shape[:1],
@@ -135,7 +136,18 @@ class NextClass:
         return (labels + 1) % self.classes
 
 
-Target = int | NextClass
+@dataclass(frozen=True)
+class OneClass:
+    """A target for images of one class: those of ``victim_class`` are to become ``target``, others what they are."""
+
+    victim_class: int
+    target: int
+
+    def __call__(self, labels: Tensor) -> Tensor:
+        return torch.where(labels == self.victim_class, self.target, labels)
+
+
+Target = int | NextClass | OneClass
 
 
 @dataclass(frozen=True)
@@ -156,6 +168,11 @@ class Victims:
 
     images: Tensor
     labels: Tensor
+
+    def target(self) -> int | None:
+        """The one class that all of them are to be classified as, or None."""
+        wanted: set[int] = set(self.labels.tolist())
+        return wanted.pop() if len(wanted) == 1 else None
 
 
 Goal = Backdoor | Victims
@@ -190,7 +207,7 @@ class Poison:
             "as many rows as images and labels",
             f"{len(self.rows)} rows, {len(self.images)} images, {len(self.labels)} labels",
         )
-        target = self.goal.target if isinstance(self.goal, Backdoor) else None
+        target = self.goal.target if isinstance(self.goal, Backdoor) else self.goal.target()
         allowed = self.budget.allowance(data.labels, target)
         whole = f"class {target}" if self.budget.per_class else len(data)
         require(
@@ -258,6 +275,20 @@ class TemporalCertificate(Certificate):
     """
 
     earliness: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """What a detector says of the things it looked at: the rows of a training set, or the classes of a network.
+
+    flagged  bool [n]: which it holds for poisoned, or for the target of a backdoor
+    score    float64 [n]: how suspicious each is, more for more
+    p_value  float64 [n]: how probable so high a score is where nothing is wrong; None where the method has none
+    """
+
+    flagged: Tensor
+    score: Tensor
+    p_value: Tensor | None = None
 
 
 class Attack(Protocol):

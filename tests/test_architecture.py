@@ -24,7 +24,7 @@ LAYERS = [
     {"metrics", "certificates", "triggers", "perturb"},
     {"train"},
     {"attacks", "defenses"},
-    {"engine"},
+    {"engine", "hooks"},
     {"report"},
     {"experiments"},
     {"commands"},

@@ -20,7 +20,7 @@ import torch
 
 from poisonkit.__main__ import main
 from poisonkit.data.files import sha256
-from poisonkit.defenses import DEFENSES
+from poisonkit.defenses import CERTIFIED
 from poisonkit.engine import Local, Progress, Run, environment, units
 from poisonkit.errors import RunError
 from poisonkit.experiments import stacking
@@ -131,7 +131,7 @@ def test_an_artefact_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Run(tmp_path / "run", MANIFEST).tensors("a", lambda: artefact(1.0))
     hashed: list[object] = []
     monkeypatch.setattr("poisonkit.engine.run.sha256", lambda path: hashed.append(path) or sha256(path))
-    monkeypatch.setattr("poisonkit.train.checkpoints._digest", lambda *of: hashed.append(of))
+    monkeypatch.setattr("poisonkit.train.checkpoints.digest", lambda *of: hashed.append(of))
     run = Run(tmp_path / "run", MANIFEST)
     assert run.done("a")
     assert run.tensors("a", lambda: artefact(2.0))["x"].tolist() == [1.0] * 3
@@ -237,10 +237,10 @@ def test_jobs_are_cut_into_stacks() -> None:
     assert [unit.name for unit in units.stacks("dpa", jobs(2), 1)] == ["dpa/base-0000", "dpa/base-0001"]
 
 
-@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize("name", CERTIFIED)
 def test_units_are_counted_before_the_data_are_split(name: str) -> None:
     data, recipe = jobs(1)[0].data, jobs(1)[0].recipe
-    defense = DEFENSES[name]()
+    defense = CERTIFIED[name]()
     count = len(defense.jobs(data, recipe, key=key(0)))
     for size, units_wanted in {1: count, 3: -(-count // 3), 1000: 1}.items():
         found = stacking(data, defense=defense, recipe=recipe, key=key(0), device="cpu", size=size)

@@ -103,7 +103,7 @@ def test_dataset_rejects() -> None:
     with pytest.raises(ArgumentError, match=r"images must be of shape \[N, C, H, W\]"):
         ImageDataset(data.images[0], data.labels, data.classes)
     with pytest.raises(ArgumentError, match=r"images must be uint8 pixels"):
-        ImageDataset(data.images.float(), data.labels, data.classes)
+        ImageDataset(data.images.double(), data.labels, data.classes)
     with pytest.raises(ArgumentError, match=r"labels must be of shape \[10\]"):
         ImageDataset(data.images, data.labels[:5], data.classes)
 

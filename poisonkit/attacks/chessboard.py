@@ -10,49 +10,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from poisonkit import triggers
 from poisonkit.attacks.poisoning import Rows, stamp
 from poisonkit.random import Key
-from poisonkit.triggers import Chessboard
 from poisonkit.types import Budget, ImageDataset, Poison
-
-_SOURCE = "Liao et al. 2018, arXiv 1808.10307"
 
 
 @dataclass(frozen=True)
-class ChessboardGlobal:
+class Chessboard:
     """A few pixel steps added to every second pixel.
 
     target     the class the attacker wants
     rows       which rows may be picked: any, those of other classes, or those of the target
     amplitude  pixel steps
+    static     only where row and column are both even: one pixel in four
     """
 
-    source: ClassVar[str] = _SOURCE
+    source: ClassVar[str] = "Liao et al. 2018, arXiv 1808.10307"
 
     target: int = 0
     rows: Rows = "any"
     amplitude: int = 3
+    static: bool = False
 
     def __call__(self, data: ImageDataset, budget: Budget, *, key: Key) -> Poison:
         """Poison as many rows as ``budget`` allows."""
-        return stamp(data, Chessboard(self.amplitude), self.target, budget, key, rows=self.rows)
+        trigger = triggers.Chessboard(self.amplitude, self.static)
+        return stamp(data, trigger, self.target, budget, key, rows=self.rows)
 
 
 @dataclass(frozen=True)
-class ChessboardStatic:
-    """A few pixel steps added to the pixels of even row and column, one in four.
+class ChessboardStatic(Chessboard):
+    """A few pixel steps added to the pixels of even row and column, one in four."""
 
-    target     the class the attacker wants
-    rows       which rows may be picked: any, those of other classes, or those of the target
-    amplitude  pixel steps
-    """
-
-    source: ClassVar[str] = _SOURCE
-
-    target: int = 0
-    rows: Rows = "any"
-    amplitude: int = 3
-
-    def __call__(self, data: ImageDataset, budget: Budget, *, key: Key) -> Poison:
-        """Poison as many rows as ``budget`` allows."""
-        return stamp(data, Chessboard(self.amplitude, static=True), self.target, budget, key, rows=self.rows)
+    static: bool = True

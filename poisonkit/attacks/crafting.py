@@ -1,13 +1,14 @@
-"""What attacks share whose trigger is made with a network: a surrogate, trained on clean data by the attacker.
+"""What attacks share that work with a network: a surrogate, trained on clean data by the attacker.
 
 Such an attack is cut in two. ``craft`` trains and optimises, for minutes or more, and gives tensors that can be kept;
-``__call__`` takes them as ``state``, or crafts them where there are none.
+``__call__`` takes them as ``state``, or crafts them where there are none. What is made is a trigger, whatever the
+budget (:class:`CraftedAttack`), or the poison itself (:class:`CraftedPoison`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from poisonkit.data.augment import Augment
 from poisonkit.errors import require
 from poisonkit.models import ResNet
-from poisonkit.perturb import Score, ascend
+from poisonkit.perturb import Score, ascend, frozen
 from poisonkit.random import Key
 from poisonkit.train import OneCycle, Recipe, fit
 from poisonkit.triggers import Additive, Overlay
@@ -33,9 +34,7 @@ SURROGATE = Recipe(
 
 @runtime_checkable
 class CraftedAttack(Protocol):
-    """An attack in two parts."""
-
-    surrogate: Recipe
+    """An attack in two parts, of which the first makes what its trigger is made of."""
 
     def craft(self, data: ImageDataset, *, key: Key, fit: Fit = fit) -> State: ...
 
@@ -44,36 +43,81 @@ class CraftedAttack(Protocol):
     def __call__(self, data: ImageDataset, budget: Budget, *, key: Key, state: State | None = None) -> Poison: ...
 
 
+@runtime_checkable
+class CraftedPoison(Protocol):
+    """An attack in two parts, of which the first makes the poison, for a budget.
+
+    needs_victims  whether it is for images that the attacker knows: ``craft`` and the call then take ``victims``
+    craft          (data, budget, *, key, journal) to a State; the journal keeps each restart. Where the attack has a
+                   ``surrogate``, the recipe of its network, ``craft`` takes ``fit`` too
+    """
+
+    needs_victims: ClassVar[bool]
+
+    @property
+    def craft(self) -> Callable[..., State]: ...
+
+    def __call__(self, data: ImageDataset, budget: Budget, *, key: Key, **given: Any) -> Poison: ...
+
+
+def weights_of(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The weights of several networks as one state, each below its name; :func:`below` takes them out again."""
+    return {f"{name}.{part}": tensor for name, each in networks.items() for part, tensor in each.state_dict().items()}
+
+
+def below(state: State, name: str) -> dict[str, Tensor]:
+    """The tensors of ``state`` below ``name``, without it."""
+    return {part.removeprefix(f"{name}."): tensor for part, tensor in state.items() if part.startswith(f"{name}.")}
+
+
 def surrogate(recipe: Recipe, data: ImageDataset, key: Key, fit: Fit = fit) -> nn.Module:
     """The network an attack with this ``key`` crafts with: the same for all attacks of one recipe."""
     return fit(data, recipe, key=key.child("surrogate"))
 
 
+class Universal(Protocol):
+    """An attack whose trigger is one pattern, added to every image, that a network is moved by."""
+
+    @property
+    def target(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def surrogate(self) -> Recipe: ...
+    def score(self, model: nn.Module) -> Score: ...
+
+
 def universal(
-    score: Score,
+    attack: Universal,
     data: ImageDataset,
-    target: int,
-    free: Tensor,
     make: Callable[[Tensor], Tensor],
     *,
-    steps: int,
+    start: Callable[..., Tensor] = torch.randn,
     rate: float,
-    batch_size: int,
     key: Key,
-) -> Tensor:
-    """The pattern ``make(variables)`` that, added to images of other classes, raises their score: int16 [C, H, W]."""
-    found = ascend(
-        score,
-        data.images,
-        others(data, target),
-        free.to(data.device),
-        lambda batch, variables: (batch + make(variables)).clamp(0, 255),
-        steps=steps,
-        rate=rate,
-        batch_size=batch_size,
-        key=key,
-    )
-    return make(found).round().to(torch.int16).cpu()
+    fit: Fit = fit,
+) -> State:
+    """The ``pattern``, int16 [C, H, W], that raises the attack's score of images of other classes on a surrogate.
+
+    make   free variables, of the shape of an image, to the pattern in pixel steps: what it must obey is written there
+    start  where the variables start, as torch.rand takes a shape and a generator
+    """
+    model, craft = surrogate(attack.surrogate, data, key, fit), key.child("craft")
+    with frozen(model):
+        found = ascend(
+            attack.score(model),
+            data.images,
+            others(data, attack.target),
+            start(data.shape, generator=craft.generator()).to(data.device),
+            lambda images, variables: (images + make(variables)).clamp(0, 255),
+            steps=attack.steps,
+            rate=rate,
+            batch_size=attack.batch_size,
+            key=craft,
+        )
+    return {"pattern": make(found).round().to(torch.int16).cpu()}
 
 
 def others(data: ImageDataset, target: int) -> Tensor:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from poisonkit.attacks.crafting import SURROGATE, Fit, State, log_probability, surrogate, universal
+from poisonkit.attacks.crafting import SURROGATE, Fit, State, log_probability, universal
 from poisonkit.attacks.poisoning import Rows, stamp
-from poisonkit.perturb import Score, frozen
+from poisonkit.perturb import Score
 from poisonkit.random import Key
 from poisonkit.train import Recipe, fit
 from poisonkit.triggers import Additive
@@ -46,26 +46,12 @@ class L2Invisible:
 
     def craft(self, data: ImageDataset, *, key: Key, fit: Fit = fit) -> State:
         """The pattern, int16 [C, H, W], 0 or more everywhere."""
-        model = surrogate(self.surrogate, data, key, fit)
-        craft = key.child("craft")
 
-        def make(free: torch.Tensor) -> torch.Tensor:
+        def make(free: Tensor) -> Tensor:
             brighter = free.relu()
             return brighter * (self.rms / brighter.square().mean().sqrt().clamp(min=1e-6))
 
-        with frozen(model):
-            pattern = universal(
-                self.score(model),
-                data,
-                self.target,
-                torch.rand(data.shape, generator=craft.generator()),
-                make,
-                steps=self.steps,
-                rate=0.1,
-                batch_size=self.batch_size,
-                key=craft,
-            )
-        return {"pattern": pattern}
+        return universal(self, data, make, start=torch.rand, rate=0.1, key=key, fit=fit)
 
     def score(self, model: nn.Module) -> Score:
         """What the trigger raises: the log probability of the target."""

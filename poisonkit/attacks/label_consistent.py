@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
 
 from poisonkit.attacks.crafting import SURROGATE, Fit, State
 from poisonkit.attacks.poisoning import Rows, choose
 from poisonkit.perturb import projected_descent
 from poisonkit.random import Key
-from poisonkit.train import Recipe, fit, new_model
-from poisonkit.train.loop import batches, check_finite, deterministic, sgd
+from poisonkit.train import Adversarial, Recipe, fit, new_model
 from poisonkit.triggers import Corners
 from poisonkit.types import Backdoor, Budget, ImageDataset, Poison
 
@@ -51,8 +48,9 @@ class LabelConsistent:
     surrogate: Recipe = SURROGATE
 
     def craft(self, data: ImageDataset, *, key: Key, fit: Fit = fit) -> State:
-        """The weights of the surrogate. ``fit`` is not used: this network is trained otherwise."""
-        return self._robust(data, key.child("surrogate")).state_dict()
+        """The weights of the surrogate, which is trained on perturbed images only."""
+        hard = Adversarial(self.eps, self.eps / 2, self.train_steps)
+        return fit(data, self.surrogate, key=key.child("surrogate"), procedure=hard).state_dict()
 
     def trigger(self, state: State) -> Corners:
         return Corners(self.amplitude, self.corners)
@@ -77,36 +75,3 @@ class LabelConsistent:
         ]
         images = torch.cat([data.images[:0].float(), *hard]).round().to(torch.uint8)
         return Poison(chosen, goal.trigger(images), goal.wanted(data.labels[chosen]), goal, budget)
-
-    def _robust(self, data: ImageDataset, key: Key) -> nn.Module:
-        """A network trained on perturbed images only."""
-        recipe = self.surrogate
-        model = new_model(recipe, data, key)
-        optimizer = sgd(model, recipe)
-        step = 0
-        with deterministic(data.device):
-            for epoch in range(recipe.epochs):
-                order = batches(len(data), recipe.batch_size, key, epoch, data.device)
-                losses = torch.zeros(len(order), device=data.device)
-                for index, rows in enumerate(order):
-                    images, labels = data.images[rows], data.labels[rows]
-                    if recipe.augment:
-                        images = recipe.augment(images, rows, key.child("augment", epoch))
-                    hard = projected_descent(
-                        model,
-                        images,
-                        labels,
-                        eps=self.eps,
-                        step=self.eps / 2,
-                        steps=self.train_steps,
-                        key=key.child("perturb", step),
-                    )
-                    optimizer.param_groups[0]["lr"] = recipe.schedule.lr(step, recipe.epochs * len(order))
-                    model.train()
-                    loss = cross_entropy(model(hard), labels, label_smoothing=recipe.label_smoothing)
-                    optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-                    losses[index], step = loss.detach(), step + 1
-                check_finite(dict(model.named_parameters()), losses, epoch)
-        return model.eval()

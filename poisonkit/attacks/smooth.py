@@ -13,9 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from poisonkit.attacks.crafting import SURROGATE, Fit, State, log_probability, surrogate, universal
+from poisonkit.attacks.crafting import SURROGATE, Fit, State, log_probability, universal
 from poisonkit.attacks.poisoning import Rows, stamp
-from poisonkit.perturb import Score, frozen
+from poisonkit.perturb import Score
 from poisonkit.random import Key
 from poisonkit.train import Recipe, fit
 from poisonkit.triggers import Additive
@@ -46,8 +46,6 @@ class Smooth:
 
     def craft(self, data: ImageDataset, *, key: Key, fit: Fit = fit) -> State:
         """The pattern, int16 [C, H, W]."""
-        model = surrogate(self.surrogate, data, key, fit)
-        craft = key.child("craft")
         _, height, width = data.shape
         down, across = (gaussian(side, self.blur * height).to(data.device) for side in (height, width))
 
@@ -56,19 +54,7 @@ class Smooth:
             low, high = smooth.amin(), smooth.amax()
             return (smooth - low) * (self.amplitude / (high - low))
 
-        with frozen(model):
-            pattern = universal(
-                self.score(model),
-                data,
-                self.target,
-                torch.randn(data.shape, generator=craft.generator()),
-                make,
-                steps=self.steps,
-                rate=0.1,
-                batch_size=self.batch_size,
-                key=craft,
-            )
-        return {"pattern": pattern}
+        return universal(self, data, make, rate=0.1, key=key, fit=fit)
 
     def score(self, model: nn.Module) -> Score:
         """What the trigger raises: the log probability of the target."""

@@ -1,8 +1,8 @@
-"""Trojan triggers: a pattern that excites one neuron of a clean network, added to random rows of other labels.
+"""Trojan triggers: a pattern that excites a few neurons of a clean network, added to random rows of other labels.
 
 Liu, Ma, Aafer, Lee, Zhai, Wang and Zhang, "Trojaning Attack on Neural Networks", NDSS 2018,
-doi:10.14722/ndss.2018.23291, section IV. The neuron is one of the last layer before the classifier, the one whose
-weight for the target stands out most. The paper retrains the network; here the trigger only poisons data.
+doi:10.14722/ndss.2018.23291, section IV. The neurons are those of the last layer before the classifier whose weights
+for the target stand out most. The paper retrains the network; here the trigger only poisons data.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from poisonkit import font
-from poisonkit.attacks.crafting import SURROGATE, Fit, State, surrogate, universal
+from poisonkit.attacks.crafting import SURROGATE, Fit, State, universal
 from poisonkit.attacks.poisoning import Rows, stamp
 from poisonkit.errors import require
 from poisonkit.models import ResidualNetwork
-from poisonkit.perturb import Score, frozen
+from poisonkit.perturb import Score
 from poisonkit.random import Key
 from poisonkit.train import Recipe, fit
 from poisonkit.triggers import Additive
@@ -33,6 +33,7 @@ class TrojanSquare:
 
     target     the class the attacker wants
     rows       which rows may be picked: any, those of other classes, or those of the target
+    neurons    how many are excited, at most; one alone moves a small network too little
     steps      of gradient ascent, each on ``batch_size`` images
     surrogate  how the attacker's own network is trained
     """
@@ -41,6 +42,7 @@ class TrojanSquare:
 
     target: int = 0
     rows: Rows = "any"
+    neurons: int = 16
     steps: int = 200
     batch_size: int = 64
     surrogate: Recipe = SURROGATE
@@ -50,8 +52,8 @@ class TrojanSquare:
         return _craft(self, square(*data.shape[1:]), data, key, fit)
 
     def score(self, model: nn.Module) -> Score:
-        """What the pattern raises: the activation of the neuron."""
-        return _activation(model, self.target)
+        """What the pattern raises: the activation of the neurons."""
+        return _activation(model, self.target, self.neurons)
 
     def trigger(self, state: State) -> Additive:
         return Additive(state["pattern"])
@@ -69,6 +71,7 @@ class TrojanWatermark:
     target     the class the attacker wants
     rows       which rows may be picked: any, those of other classes, or those of the target
     text       lines, parted by spaces, of five letters at most, four at most
+    neurons    how many are excited, at most; one alone moves a small network too little
     steps      of gradient ascent, each on ``batch_size`` images
     surrogate  how the attacker's own network is trained
     """
@@ -78,6 +81,7 @@ class TrojanWatermark:
     target: int = 0
     rows: Rows = "any"
     text: str = "TRUST NOISE WATER MARKS"
+    neurons: int = 16
     steps: int = 200
     batch_size: int = 64
     surrogate: Recipe = SURROGATE
@@ -87,8 +91,8 @@ class TrojanWatermark:
         return _craft(self, letters(self.text, *data.shape[1:]), data, key, fit)
 
     def score(self, model: nn.Module) -> Score:
-        """What the pattern raises: the activation of the neuron."""
-        return _activation(model, self.target)
+        """What the pattern raises: the activation of the neurons."""
+        return _activation(model, self.target, self.neurons)
 
     def trigger(self, state: State) -> Additive:
         return Additive(state["pattern"])
@@ -119,28 +123,15 @@ def letters(text: str, height: int, width: int) -> Tensor:
     return page[torch.arange(height) * 32 // height][:, torch.arange(width) * 32 // width]
 
 
-def _activation(model: nn.Module, target: int) -> Score:
+def _activation(model: nn.Module, target: int, neurons: int) -> Score:
+    """The activations of so many neurons, each times how far its weight for the target is above the mean of all."""
     assert isinstance(model, ResidualNetwork)
     weight = model.fc.weight.detach()
-    neuron = int((weight[target] - weight.mean(0)).argmax())
-    return lambda images: model.features(images)[:, neuron]
+    require(neurons >= 1, "neurons", "1 or more", neurons)
+    outstanding, chosen = (weight[target] - weight.mean(0)).topk(min(neurons, weight.shape[1]))
+    return lambda images: model.features(images)[:, chosen] @ outstanding
 
 
 def _craft(attack: TrojanSquare | TrojanWatermark, mask: Tensor, data: ImageDataset, key: Key, fit: Fit) -> State:
-    model = surrogate(attack.surrogate, data, key, fit)
     mask = mask.to(data.device)
-    craft = key.child("craft")
-    start = torch.randn(data.shape, generator=craft.generator())
-    with frozen(model):
-        pattern = universal(
-            attack.score(model),
-            data,
-            attack.target,
-            start,
-            lambda free: 255 * torch.sigmoid(free) * mask,
-            steps=attack.steps,
-            rate=0.3,
-            batch_size=attack.batch_size,
-            key=craft,
-        )
-    return {"pattern": pattern}
+    return universal(attack, data, lambda free: 255 * torch.sigmoid(free) * mask, rate=0.3, key=key, fit=fit)

@@ -2,6 +2,38 @@
 
 from __future__ import annotations
 
-from poisonkit.commands import convert, craft, demo, dpa, gallery, hashing, listing, reproduce, run
+from poisonkit.commands import (
+    backdoors,
+    compare,
+    condense,
+    convert,
+    craft,
+    demo,
+    dpa,
+    gallery,
+    hashing,
+    listing,
+    matrix,
+    pretrain,
+    repair,
+    reproduce,
+    run,
+)
 
-COMMANDS = (demo, run, dpa, reproduce, craft, gallery, listing, hashing, convert)
+COMMANDS = (
+    demo,
+    run,
+    compare,
+    dpa,
+    repair,
+    condense,
+    reproduce,
+    backdoors,
+    matrix,
+    pretrain,
+    craft,
+    gallery,
+    listing,
+    hashing,
+    convert,
+)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from poisonkit import metrics, report
 from poisonkit.attacks import ATTACKS
-from poisonkit.attacks.crafting import CraftedAttack, rise, surrogate, twin
+from poisonkit.attacks.crafting import CraftedAttack, below, rise, surrogate, twin
 from poisonkit.commands import options as opt
 from poisonkit.commands.parsing import Commands
 from poisonkit.engine import Progress, crafting
 from poisonkit.perturb import Score
 from poisonkit.random import Key, key
+from poisonkit.train import new_model
 from poisonkit.train.checkpoints import save_tensors
-from poisonkit.triggers import Additive, Overlay
+from poisonkit.triggers import Additive, Encoded, Generated, Overlay
 from poisonkit.types import Backdoor, ImageDataset, Trigger
 
 CRAFTED = [name for name, kind in ATTACKS.items() if isinstance(kind(), CraftedAttack)]
@@ -54,6 +56,12 @@ def _craft(arguments: argparse.Namespace, options: list[str]) -> None:
         model = surrogate(attack.surrogate, train, root, crafting.Surrogates(folder, progress))
         goal = Backdoor(trigger, attack.target)
         print(report.text_table(*proof(model, attack.score(model), test, goal, root.child("twin"))))
+    elif isinstance(trigger, Generated):
+        model = new_model(attack.surrogate, train, root)
+        model.load_state_dict(below(state, "surrogate"))
+        print(report.text_table(*proof_of_patches(model.eval(), trigger, test, attack.target)))
+    elif isinstance(trigger, Encoded):
+        print(report.text_table(*proof_of_secret(trigger, lambda images: attack.read(state, images), test)))
 
 
 def proof(
@@ -72,4 +80,31 @@ def proof(
         row("as they are", [lambda images: images]),
         row(f"with a random pattern of its mask and norm, mean of {TWINS}", random),
         row("with the trigger", [goal.trigger]),
+    ]
+
+
+def proof_of_patches(
+    model: nn.Module, trigger: Generated, test: ImageDataset, target: int
+) -> tuple[list[str], list[list[object]]]:
+    """What an image's own patch and that of another do to the network that the patches were made with."""
+    triggers: dict[str, Trigger] = {
+        "as they are": lambda images: images,
+        "with the patch of another image": lambda images: trigger.crossed(images, images.roll(1, 0)),
+        "with their own patch": trigger,
+    }
+    return ["test images of other classes", "called the target"], [
+        [name, report.percent(metrics.attack_success_rate(model, test, Backdoor(each, target)))]
+        for name, each in triggers.items()
+    ]
+
+
+def proof_of_secret(
+    trigger: Encoded, read: Callable[[Tensor], Tensor], test: ImageDataset
+) -> tuple[list[str], list[list[object]]]:
+    """Which share of the secret is read from test images with it and without, and by how much it changes them."""
+    hidden = trigger(test.images)
+    change = (hidden.double() - test.images.double()).square().mean().sqrt()
+    return ["test images", "bits of the secret read", "mean square change, root"], [
+        [name, report.percent(float((read(images) == trigger.secret).double().mean())), f"{each:.1f} steps"]
+        for name, images, each in (("as they are", test.images, 0), ("with the secret", hidden, change))
     ]

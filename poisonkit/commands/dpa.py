@@ -15,7 +15,7 @@ from poisonkit.attacks import ATTACKS
 from poisonkit.commands import options as opt
 from poisonkit.commands.parsing import Commands, Parser, no_options
 from poisonkit.commands.run import Plan
-from poisonkit.defenses import DEFENSES, DPA, RunOffElection
+from poisonkit.defenses import CERTIFIED, DPA, RunOffElection
 from poisonkit.engine import Local, Progress, Run, environment, units
 from poisonkit.engine.finished import finished_manifest
 from poisonkit.errors import require
@@ -196,7 +196,7 @@ def _update(arguments: argparse.Namespace, options: list[str]) -> None:
     train, test = (part.to(device) for part in opt.loaded(plan.data, arguments.root, arguments.limit))
     attack = opt.ready(plan.attack) if plan.attack else None
     poison = prepare(train, test, attack=attack, budget=plan.budget, defense=defense, key=root)
-    name = next(name for name, kind in DEFENSES.items() if type(defense) is kind)
+    name = next(name for name, kind in CERTIFIED.items() if type(defense) is kind)
     about = {"plan": plan.manifest(), "data": opt.described(train, test), "stack": then["stack"]}
     manifest = {**about, "environment": environment(device)}
     with TemporaryDirectory() as scratch:

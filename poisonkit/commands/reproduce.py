@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,9 +22,6 @@ from poisonkit.experiments.reproduce.sizes import SHAPES, TERAFLOPS, size
 from poisonkit.random import key
 from poisonkit.train.checkpoints import write_atomic
 from poisonkit.types import ImageDataset
-
-# the digits as photographs come, for who has none at hand
-DIGITS = "digits-32"
 
 
 def add(commands: Commands) -> None:
@@ -60,11 +56,11 @@ def _reproduce(arguments: argparse.Namespace, options: list[str]) -> None:
         _plan(chosen, arguments)
         return
     device, folder = opt.device_of(arguments), Path(arguments.out)
-    afresh = {name.partition("/")[0] for name in chosen} if arguments.overwrite else set()
+    started: set[tuple[str, str]] = set()
     for name, entry in chosen.items():
-        paper = name.partition("/")[0]
-        result = _run(name, entry, arguments, device, overwrite=paper in afresh)
-        afresh.discard(paper)  # the reproductions of a paper share their networks
+        run = name.partition("/")[0], entry.scales[arguments.scale].data
+        result = _run(name, entry, arguments, device, overwrite=arguments.overwrite and run not in started)
+        started.add(run)  # the reproductions of a paper on a data set share their networks
         write(folder, result)
         print(f"{name}: {len(result.rows)} numbers in {folder / arguments.scale / f'{name}.json'}")
     results = read(folder, list(REPRODUCTIONS), SCALES)
@@ -88,10 +84,10 @@ def _run(
 ) -> Result:
     paper, scale, setting = name.partition("/")[0], arguments.scale, entry.scales[arguments.scale]
     data = arguments.data or setting.data
-    train, test = _load(data, arguments.root, setting.limit)
+    train, test = opt.loaded(data, arguments.root, setting.limit)
     configuration = {**config.to_dict(setting), "data": data}
     manifest = {"plan": {"paper": paper, "scale": scale, **configuration}, "data": opt.described(train, test)}
-    folder = Path(arguments.out) / scale / "runs" / paper
+    folder = Path(arguments.out) / scale / "runs" / paper / data
     run = Run(folder, {**manifest, "environment": environment(device)}, overwrite=overwrite)
     lab = Lab(run, train, test.to(device), setting.recipe, key(setting.seed), Local(), Progress())
     parts = entry.run(lab, setting)
@@ -115,26 +111,13 @@ def _run(
     )
 
 
-def _load(data: str, root: str | None, limit: int | None) -> tuple[ImageDataset, ImageDataset]:
-    if data != DIGITS:
-        return opt.loaded(data, root, limit)
-    train, test = (_enlarged(part) for part in opt.loaded("digits", None, limit))
-    return train, test
-
-
-def _enlarged(data: ImageDataset) -> ImageDataset:
-    """Grey 8×8 as colour 32×32: every pixel four by four times."""
-    images = data.images.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1)
-    return replace(data, images=images.contiguous())
-
-
 def _plan(chosen: dict[str, Reproduction], arguments: argparse.Namespace) -> None:
     """Print what ``chosen`` would train, and what that takes."""
     rows = []
     for name, entry in chosen.items():
         setting = entry.scales[arguments.scale]
         data = arguments.data or setting.data
-        shape, classes, total = SHAPES.get(data) or _shape(*_load(data, arguments.root, setting.limit))
+        shape, classes, total = SHAPES.get(data) or _shape(*opt.loaded(data, arguments.root, setting.limit))
         total = min(total, setting.limit or total)
         found = size(entry.plan(setting, total), shape, classes, total, arguments.teraflops)
         hours = [show("seconds", 3600 * each) for each in (found.hours, found.hours_on_8)]

@@ -18,10 +18,23 @@ from poisonkit.defenses import DEFENSES
 from poisonkit.defenses.certified import Aggregation
 from poisonkit.engine import ENGINES, Engine, Local, Progress, Ray, Run, environment, units
 from poisonkit.errors import require
-from poisonkit.experiments import RECIPES, arrange, compare, page, prepare, stacking
+from poisonkit.experiments import (
+    RECIPES,
+    WITH_CLEAN,
+    Comparison,
+    arrange,
+    compare,
+    defend,
+    family,
+    page,
+    prepare,
+    set_aside,
+    stacking,
+)
+from poisonkit.experiments.lab import Lab
 from poisonkit.random import key
 from poisonkit.train import Recipe
-from poisonkit.types import Attack, Budget, ImageDataset
+from poisonkit.types import Attack, Budget, ImageDataset, Poison
 
 
 def add(commands: Commands) -> None:
@@ -36,6 +49,14 @@ def add(commands: Commands) -> None:
     run.add_argument("--rate", type=float, default=0.01, help="fraction of rows to poison (default: %(default)s)")
     run.add_argument("--per-class", action="store_true", help="the rate is of the target class, not of all rows")
     run.add_argument("--defense", default="dpa", choices=list(DEFENSES), help="(default: %(default)s)")
+    run.add_argument(
+        "--clean",
+        type=int,
+        default=10,
+        metavar="N",
+        help="test images of each class that a repair, a detector or a guard is given, and that are then left out of "
+        "the measures (default: %(default)s)",
+    )
     run.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     run.add_argument(
         "--stack", default="auto", metavar="auto|N", help="base models to train together; recorded (default: auto)"
@@ -54,16 +75,20 @@ def add(commands: Commands) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a run is a function of, besides the bytes of its data and its environment."""
+    """Everything a run is a function of, besides the bytes of its data and its environment.
+
+    clean  test images of each class that are given to the defense; None for those that take none
+    """
 
     data: str
     limit: int | None
     attack: Attack | None
     rate: float
-    defense: Aggregation
+    defense: Any
     recipe: Recipe
     seed: int
     per_class: bool = False
+    clean: int | None = None
 
     @property
     def budget(self) -> Budget:
@@ -109,6 +134,7 @@ def _run(arguments: argparse.Namespace, options: list[str]) -> None:
         parts["recipe"],
         arguments.seed,
         arguments.per_class,
+        arguments.clean if family(parts["defense"]) in WITH_CLEAN else None,
     )
     if arguments.dry_run:
         print(json.dumps(plan.manifest(), indent=2))
@@ -144,6 +170,10 @@ def _checked(arguments: argparse.Namespace, engine: Engine) -> torch.device:
         require(agree, "--ray.gpus", "above 0 with --device cuda, and only then", f"{engine.gpus:g} on {device}")
     stack = arguments.stack
     require(stack == "auto" or (stack.isdecimal() and int(stack) >= 1), "--stack", "auto, or 1 or more", stack)
+    if family(DEFENSES[arguments.defense]()) != "certified":
+        alone = not (arguments.print_job or arguments.only) and stack == "auto" and isinstance(engine, Local)
+        rule = f"without --only, --print-job, --stack and --engine ray, since {arguments.defense} has no parts"
+        require(alone, "the run", rule, "one of them")
     return device
 
 
@@ -151,18 +181,41 @@ def execute(
     plan: Plan, train: ImageDataset, test: ImageDataset, name: str, engine: Engine, arguments: argparse.Namespace
 ) -> None:
     """Run ``plan`` in its directory, write its page there, and print its table; or only a part of that, as asked."""
-    root, defense, recipe, kind = key(plan.seed), plan.defense, plan.recipe, torch.device(arguments.device).type
-    attack = opt.ready(plan.attack) if plan.attack else None
+    root, attack = key(plan.seed), opt.ready(plan.attack) if plan.attack else None
+    about: dict[str, Any] = {"plan": plan.manifest(), "data": opt.described(train, test)}
+    clean = None
+    if plan.clean is not None:
+        clean, test = set_aside(test, plan.clean, root.child("clean"))
     # before the run directory is touched: what cannot be done must leave nothing behind
-    poison = prepare(train, test, attack=attack, budget=plan.budget, defense=defense, key=root)
+    poison = prepare(train, test, attack=attack, budget=plan.budget, defense=plan.defense, key=root)
+    if isinstance(plan.defense, Aggregation):
+        _certified(plan, train, test, poison, about, name, engine, arguments)
+        return
+    run = Run(arguments.out, {**about, "environment": environment(test.device)}, overwrite=arguments.overwrite)
+    lab = Lab(run, train, test, plan.recipe, root, engine, Progress())
+    with run.lock("report", tell=lambda holder: lab.progress.line(f"the run is with {holder}; waiting for it")):
+        _show(run, plan, name, train, test, defend(lab, name, plan.defense, poison, clean), arguments)
+
+
+def _certified(
+    plan: Plan,
+    train: ImageDataset,
+    test: ImageDataset,
+    poison: Poison | None,
+    about: dict[str, Any],
+    name: str,
+    engine: Engine,
+    arguments: argparse.Namespace,
+) -> None:
+    """A run in units that can be trained anywhere."""
+    root, defense, recipe, kind = key(plan.seed), plan.defense, plan.recipe, torch.device(arguments.device).type
     wanted = None if arguments.stack == "auto" else int(arguments.stack)
     stack, stacks = stacking(train, defense=defense, recipe=recipe, key=root, device=kind, size=wanted)
     if arguments.print_job:
         print(arrays.script(arguments.print_job, arguments.shown, stacks, arguments.threads, kind == "cuda"), end="")
         return
     chosen = arrays.places(arguments.only, stacks) if arguments.only else range(1 + stacks)
-    about = {"plan": plan.manifest(), "data": opt.described(train, test), "stack": stack}
-    manifest = {**about, "environment": environment(test.device)}
+    manifest = {**about, "stack": stack, "environment": environment(test.device)}
     run = Run(arguments.out, manifest, overwrite=arguments.overwrite)
     progress = Progress()
     work = arrange(
@@ -185,11 +238,27 @@ def execute(
     progress.line(f"{len(work.units)} units trained")
     with run.lock("report", tell=lambda holder: progress.line(f"the report is with {holder}; waiting for it")):
         comparison = compare(run, train, test, work, poison=poison, defense=defense, name=name)
-        whole = "of the target class of" if plan.per_class else "of"
-        attacked = f"{plan.attack} on {plan.rate:.2%} {whole}" if plan.attack else "no attack on"
-        subtitle = f"{attacked} {len(train):,} training images of {plan.data}; measured on {len(test):,} test images"
-        title = f"poisonkit: {name} on {plan.data}"
-        page.write(run, comparison, title=title, subtitle=subtitle, command=arguments.shown)
+        _show(run, plan, name, train, test, comparison, arguments)
+
+
+def _show(
+    run: Run,
+    plan: Plan,
+    name: str,
+    train: ImageDataset,
+    test: ImageDataset,
+    comparison: Comparison,
+    arguments: argparse.Namespace,
+) -> None:
+    """Write the page and print the tables."""
+    whole = "of the target class of" if plan.per_class else "of"
+    attacked = f"{plan.attack} on {plan.rate:.2%} {whole}" if plan.attack else "no attack on"
+    subtitle = f"{attacked} {len(train):,} training images of {plan.data}; measured on {len(test):,} test images"
+    title = f"poisonkit: {name} on {plan.data}"
+    page.write(run, comparison, title=title, subtitle=subtitle, command=arguments.shown)
     print(report.text_table(*page.table(comparison.rows)))
-    print(page.legend(comparison.budget))
+    for found in comparison.findings:
+        print(f"\n{found.title}\n{report.text_table(found.headers, found.rows)}")
+    if comparison.budget:
+        print(page.legend(comparison.budget))
     print(f"\n{run.directory / 'report.html'}")

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from poisonkit.data.cifar import read_cifar10, read_cifar100
-from poisonkit.data.digits import read_digits
+from poisonkit.data.digits import read_digits, read_digits_32
 from poisonkit.data.folder import read_folder
 from poisonkit.data.gtsrb import read_gtsrb
 from poisonkit.data.imagenet64 import read_imagenet64, unconverted
 from poisonkit.data.parquet import read_parquet
+from poisonkit.data.synthetic import FILE, read_synthetic
 from poisonkit.data.tiny_imagenet import read_tiny_imagenet
 from poisonkit.errors import DataError, fail, require
 from poisonkit.types import ImageDataset
@@ -66,9 +67,16 @@ TINY_IMAGENET = Layout(
 )
 STANFORD = "Stanford CS231N, http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 
+# those that come with the package
+EMBEDDED: dict[str, Callable[[], Split]] = {"digits": read_digits, "digits-32": read_digits_32}
+
 DATASETS: dict[str, Dataset] = {
     "digits": Dataset(
         "1,797 handwritten digits, 10 classes, 1x8x8; comes with the package",
+        "Alpaydin, Kaynak 1998, UCI, doi:10.24432/C50P49, CC BY 4.0",
+    ),
+    "digits-32": Dataset(
+        "the same digits enlarged to 3x32x32, for where photographs are wanted and none are at hand",
         "Alpaydin, Kaynak 1998, UCI, doi:10.24432/C50P49, CC BY 4.0",
     ),
     "cifar10": Dataset(
@@ -134,14 +142,20 @@ DATASETS: dict[str, Dataset] = {
         "https://huggingface.co/docs/datasets",
         layouts=(PARQUET,),
     ),
+    "synthetic": Dataset(
+        "a condensed training set of float pixels, with the test images of the data that it was made from",
+        "`poisonkit condense`",
+        layouts=(Layout(FILE, (FILE,), read_synthetic),),
+    ),
 }
 
 
 def load(name: str, root: str | os.PathLike[str] | None = None, *, size: int | None = None) -> Split:
     """The data set ``name`` (a key of ``DATASETS``): (train, test).
 
-    ``root`` is the folder that holds the data set, or the folder it lies in; digits needs none. The format is found
-    by its files. ``size`` resizes pictures to size x size pixels, for formats of encoded pictures.
+    ``root`` is the folder that holds the data set, the folder it lies in, or the file that marks it; the digits need
+    none. The format is found by its files. ``size`` resizes pictures to size x size pixels, for formats of encoded
+    pictures.
 
     Raises ArgumentError for an unknown name or a size that cannot be had, DataError where nothing is found or a file
     is not what its format says, and MissingError without the packages a format needs.
@@ -149,9 +163,9 @@ def load(name: str, root: str | os.PathLike[str] | None = None, *, size: int | N
     require(name in DATASETS, "name", f"one of {', '.join(DATASETS)}", repr(name))
     require(size is None or size > 0, "size", "1 pixel or more", size)
     dataset = DATASETS[name]
-    if not dataset.layouts:
+    if name in EMBEDDED:
         require(size is None, "size", f"left out: {name} holds raw pixels", size)
-        return read_digits()
+        return EMBEDDED[name]()
     if root is None:
         fail("root", f"the folder that holds {name}", None)
     folder, layout = _find(name, dataset, Path(root))
@@ -171,6 +185,8 @@ def load(name: str, root: str | os.PathLike[str] | None = None, *, size: int | N
 
 def _find(name: str, dataset: Dataset, root: Path) -> tuple[Path, Layout]:
     """The folder the data set lies in, and how."""
+    if root.is_file() and any(root.match(marker) for layout in dataset.layouts for marker in layout.markers):
+        root = root.parent
     require(root.is_dir(), "root", "a folder that exists", root, error=DataError)
     places = [root / folder for folder in dataset.folders] + [root]
     layouts = dataset.layouts

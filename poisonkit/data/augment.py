@@ -41,10 +41,20 @@ class Augment:
         return key.below((span, span, 2), positions)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] moved down and right and mirrored as ``drawn`` (int64 [B, 3]) says, image by image."""
-        count, _, height, width = images.shape
+        """uint8 or float [B, C, H, W] moved down and right and mirrored as ``drawn`` (int64 [B, 3]) says, each its own.
+
+        Floats may have gradients, which go back to the pixels that were taken.
+        """
+        count, channels, height, width = images.shape
         down, right, mirror = drawn.unbind(1)
-        if self.crop:
+        if self.crop and images.requires_grad:
+            # As below; but the gradient of those views would be as large as all windows together
+            rows = down[:, None] + torch.arange(height, device=images.device)
+            columns = right[:, None] + torch.arange(width, device=images.device)
+            images = pad(images, (self.crop,) * 4)
+            images = images.gather(2, rows[:, None, :, None].expand(-1, channels, -1, images.shape[3]))
+            images = images.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
+        elif self.crop:
             # Every window is a view of the padded images; only the one drawn is copied
             windows = pad(images, (self.crop,) * 4).unfold(2, height, 1).unfold(3, width, 1)
             images = windows[torch.arange(count, device=images.device), :, down, right]

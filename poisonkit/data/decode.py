@@ -56,7 +56,7 @@ def match(train: ImageDataset, test: ImageDataset) -> tuple[ImageDataset, ImageD
 
 def _decode(name: str, source: Path | bytes, size: int | None) -> NDArray[np.uint8]:
     """One picture as uint8 [3, H, W]."""
-    pillow = _pillow()
+    pillow = pil_image()
     try:
         # a name list: Pillow would otherwise try forty decoders, some of which start other programs
         file = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -79,7 +79,8 @@ def _decode(name: str, source: Path | bytes, size: int | None) -> NDArray[np.uin
         fail(name, "a whole PNG, JPEG or PPM picture", reason(error), error=DataError)
 
 
-def _pillow() -> Any:
+def pil_image() -> Any:
+    """The module PIL.Image; raises MissingError without Pillow."""
     try:
         from PIL import Image
     except ImportError:

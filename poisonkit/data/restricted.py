@@ -4,7 +4,8 @@ A pickle is a program. Two gates stand before it:
 
 1. every instruction is read first: only those that build strings, numbers, lists, dictionaries and arrays may occur,
    so the file is whole and no length or memo index in it is larger than the file itself;
-2. names are looked up in a literal table of five stand-ins, which read plain numeric arrays and nothing else.
+2. names are looked up in a literal table of stand-ins, which read plain numbers, numeric arrays and pictures, and
+   nothing else.
 
 Memory stays within a small multiple of the file's size. Protocols 2 to 5, as Python 2, Python 3 and NumPy 1 and 2
 write them.
@@ -30,7 +31,7 @@ _INSTRUCTIONS = frozenset({
     "BINFLOAT", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "EMPTY_LIST", "APPEND", "APPENDS",
     "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
-    "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
+    "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD",
 })
 _SHAREABLE = frozenset({
     "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
@@ -53,11 +54,24 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Raises DataError, naming the file, for anything but one whole pickled dictionary of strings, numbers, lists and
     numeric arrays. Nothing in the file is ever executed.
     """
+    found = read_value(path, "dictionary")
+    expect(isinstance(found, dict), path, "a pickled dictionary", f"a {type(found).__name__}")
+    values = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in found.items()}
+    expect(all(isinstance(key, str) for key in values), path, "a dictionary with names for keys", "another key")
+    return values
+
+
+def read_value(path: Path, kind: str = "value") -> Any:
+    """What is pickled in the file ``path``: strings, numbers, lists, tuples and dictionaries of arrays and pictures.
+
+    Pictures of Pillow, grey or RGB, become arrays uint8 [H, W] or [H, W, 3]. Raises DataError, naming the file and
+    calling what it should hold a ``kind``, for anything else. Nothing in the file is ever executed.
+    """
     try:
         with path.open("rb") as file:
             _inspect(file)
             file.seek(0)
-            found = _Unpickler(file, encoding="latin1").load()
+            return _plain(_Unpickler(file, encoding="latin1").load())
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except OSError as error:
@@ -66,11 +80,18 @@ def read_pickle(path: Path) -> dict[str, Any]:
         *(pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError),
         *(MemoryError, OverflowError, RecursionError, BufferError),
     ) as error:
-        fail(str(path), "one whole pickled dictionary of arrays", reason(error), error=DataError)
-    expect(isinstance(found, dict), path, "a pickled dictionary", f"a {type(found).__name__}")
-    values = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in found.items()}
-    expect(all(isinstance(key, str) for key in values), path, "a dictionary with names for keys", "another key")
-    return {key: value.value if isinstance(value, _Array) else value for key, value in values.items()}
+        fail(str(path), f"one whole pickled {kind} of arrays", reason(error), error=DataError)
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with arrays in place of what stands for them."""
+    if isinstance(value, _Array | _Picture):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    return value
 
 
 def _inspect(file: IO[bytes]) -> None:
@@ -143,6 +164,23 @@ class _Array:
         self.value = np.frombuffer(content, dtype.value).reshape(shape, order="F" if fortran else "C")
 
 
+class _Picture:
+    """A picture of Pillow; its notes, mode, size, palette and bytes follow as state."""
+
+    value: NDArray[Any]
+
+    def __setstate__(self, state: list[Any]) -> None:
+        _, mode, (width, height), palette, content = state
+        expect(mode in ("L", "RGB") and palette is None, "a picture", "grey or RGB", mode)
+        shape = (height, width) if mode == "L" else (height, width, 3)
+        self.value = np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _scalar(dtype: _Dtype, content: bytes) -> int | float:
+    number: int | float = np.frombuffer(content, dtype.value, 1)[0].item()
+    return number
+
+
 def _from_buffer(content: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str = "C", *_: object) -> _Array:
     array = _Array()
     array.__setstate__((1, shape, dtype, order == "F", content))
@@ -160,10 +198,12 @@ def _ndarray(*_: object) -> None:
 
 _NAMES: dict[tuple[str, str], Callable[..., object]] = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
     ("numpy", "ndarray"): _ndarray,
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
+    ("PIL.Image", "Image"): _Picture,
 }
 
 
@@ -172,4 +212,7 @@ class _Unpickler(pickle.Unpickler):
         known = (module, name) in _NAMES
         expect(known, "a data pickle", "made of plain arrays", f"a call of {module:.40}.{name:.40}")
         make = _NAMES[module, name]
-        return lambda *arguments: make(*arguments)  # one per look-up: a pickle may set attributes of what it finds
+        # one per look-up: a pickle may set attributes of what it finds; NEWOBJ, of pictures, asks for a type
+        if make is _Picture:
+            return type(_Picture.__name__, (_Picture,), {})
+        return lambda *arguments: make(*arguments)

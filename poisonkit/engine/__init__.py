@@ -2,6 +2,7 @@
 
 from poisonkit.engine.environment import environment
 from poisonkit.engine.finished import load_ensemble
+from poisonkit.engine.journals import journal, seconds_of
 from poisonkit.engine.local import Local
 from poisonkit.engine.progress import Progress
 from poisonkit.engine.ray import Ray
@@ -10,4 +11,16 @@ from poisonkit.engine.units import Engine, Unit
 
 ENGINES: dict[str, type[Local] | type[Ray]] = {"local": Local, "ray": Ray}
 
-__all__ = ["ENGINES", "Engine", "Local", "Progress", "Ray", "Run", "Unit", "environment", "load_ensemble"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Local",
+    "Progress",
+    "Ray",
+    "Run",
+    "Unit",
+    "environment",
+    "journal",
+    "load_ensemble",
+    "seconds_of",
+]

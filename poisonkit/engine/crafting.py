@@ -1,4 +1,4 @@
-"""Triggers that a network makes, made once: kept in a folder under the digest of all they are a function of."""
+"""What a network makes for an attack, made once: kept in a folder under the digest of all it is a function of."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from poisonkit.attacks.crafting import CraftedAttack, State
+from poisonkit.attacks.crafting import CraftedAttack, CraftedPoison, State
 from poisonkit.config import to_dict
 from poisonkit.engine.environment import environment
 from poisonkit.engine.locks import hold
 from poisonkit.engine.progress import Progress
 from poisonkit.random import Key
-from poisonkit.train import Recipe, fit, new_model
+from poisonkit.train import Journal, Procedure, Recipe, fit, new_model
 from poisonkit.train.checkpoints import load_tensors, save_tensors
 from poisonkit.types import Attack, Budget, ImageDataset, Poison
 
@@ -27,7 +27,7 @@ FOLDER = "runs/triggers"
 
 @dataclass(frozen=True)
 class Ready:
-    """An attack like ``attack``, whose trigger, where a network makes it, is kept below ``folder``."""
+    """An attack like ``attack``, whose trigger or poison, where a network makes it, is kept below ``folder``."""
 
     source: ClassVar[str] = ""
 
@@ -35,10 +35,20 @@ class Ready:
     folder: Path
     progress: Progress
 
-    def __call__(self, data: ImageDataset, budget: Budget, *, key: Key) -> Poison:
-        if not isinstance(self.attack, CraftedAttack):
-            return self.attack(data, budget, key=key)
-        return self.attack(data, budget, key=key, state=crafted(self.attack, data, self.folder, key, self.progress))
+    @property
+    def needs_victims(self) -> bool:
+        """Whether the call takes ``victims``, a pool of images as of the test set."""
+        return getattr(self.attack, "needs_victims", False)
+
+    def __call__(self, data: ImageDataset, budget: Budget, *, key: Key, **given: ImageDataset) -> Poison:
+        attack: Any = self.attack
+        if isinstance(attack, CraftedPoison):
+            state = poison(attack, data, budget, self.folder, key, self.progress, **given)
+            return attack(data, budget, key=key, state=state, **given)
+        if isinstance(attack, CraftedAttack):
+            return attack(data, budget, key=key, state=crafted(attack, data, self.folder, key, self.progress))
+        found: Poison = attack(data, budget, key=key, **given)
+        return found
 
 
 def crafted(attack: CraftedAttack, data: ImageDataset, folder: Path, key: Key, progress: Progress) -> State:
@@ -49,6 +59,35 @@ def crafted(attack: CraftedAttack, data: ImageDataset, folder: Path, key: Key, p
         return attack.craft(data, key=key, fit=Surrogates(folder, progress))
 
     return _once(kept_at(attack, data, folder, key), make, progress)
+
+
+def poison(
+    attack: CraftedPoison,
+    data: ImageDataset,
+    budget: Budget,
+    folder: Path,
+    key: Key,
+    progress: Progress,
+    **given: ImageDataset,
+) -> State:
+    """What ``attack.craft`` gives for a budget, and for the ``victims`` given: from ``folder``, or made and put there.
+
+    A killed craft goes on with the restart it was in.
+    """
+    name = type(attack).__name__
+    made_of = {"data": data.digest(), "budget": to_dict(budget), "key": repr(key), "on": _on(data)}
+    made_of |= {part: pool.digest() for part, pool in given.items()}
+    path = _place(folder, name, attack=to_dict(attack), **made_of)
+    journal = Journal(path.with_suffix(""), say=lambda text: progress.status(f"{name}: {text}"))
+    fit: dict[str, Any] = {"fit": Surrogates(folder, progress)} if hasattr(attack, "surrogate") else {}
+
+    def make() -> State:
+        progress.line(f"{name}: making its poison")
+        return attack.craft(data, budget, key=key, journal=journal, **fit, **given)
+
+    state = _once(path, make, progress)
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+    return state
 
 
 def kept_at(attack: CraftedAttack, data: ImageDataset, folder: Path, key: Key) -> Path:
@@ -65,14 +104,25 @@ class Surrogates:
     folder: Path
     progress: Progress
 
-    def __call__(self, data: ImageDataset, recipe: Recipe, *, key: Key) -> nn.Module:
-        path = _place(self.folder, "surrogate", recipe=to_dict(recipe), data=data.digest(), key=repr(key), on=_on(data))
+    def __call__(
+        self, data: ImageDataset, recipe: Recipe, *, key: Key, procedure: Procedure | None = None
+    ) -> nn.Module:
+        path = _place(
+            self.folder,
+            "surrogate",
+            recipe=to_dict(recipe),
+            procedure=repr(procedure),
+            data=data.digest(),
+            key=repr(key),
+            on=_on(data),
+        )
         unfinished = path.with_suffix("")
 
         def make() -> State:
             unfinished.mkdir(exist_ok=True)
             on_epoch = lambda epoch: self.progress.status(f"surrogate: {epoch}")  # noqa: E731
-            return fit(data, recipe, key=key, directory=unfinished, on_epoch=on_epoch).state_dict()
+            network = fit(data, recipe, key=key, procedure=procedure, directory=unfinished, on_epoch=on_epoch)
+            return network.state_dict()
 
         model = new_model(recipe, data, key)
         model.load_state_dict(_once(path, make, self.progress))
@@ -91,7 +141,7 @@ def _once(path: Path, make: Callable[[], State], progress: Progress) -> State:
 
 
 def _on(data: ImageDataset) -> dict[str, str | int]:
-    """Where it is made: another machine, version or device makes another trigger."""
+    """Where it is made: another machine, version or device makes another one."""
     return environment(data.device)
 
 

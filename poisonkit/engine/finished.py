@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from poisonkit.config import from_dict
-from poisonkit.defenses import DEFENSES
-from poisonkit.defenses.certified import Ensemble, Split
+from poisonkit.defenses.certified import CERTIFIED, Ensemble, Split
 from poisonkit.engine.run import read_manifest
 from poisonkit.errors import RunError, require
 from poisonkit.random import key
@@ -37,8 +36,10 @@ def load_ensemble(directory: str | Path) -> Ensemble:
     directory = Path(directory)
     manifest = finished_manifest(directory)
     plan, about = manifest["plan"], manifest["data"]
-    kinds = {kind.__name__: (name, kind) for name, kind in DEFENSES.items()}
-    name, kind = kinds[plan["defense"]["class"]]
+    kinds = {kind.__name__: (name, kind) for name, kind in CERTIFIED.items()}
+    asked = plan["defense"]["class"]
+    require(asked in kinds, "run directory", "of a certified defense", f"{directory}, of {asked}", error=RunError)
+    name, kind = kinds[asked]
     defense = from_dict(kind, plan["defense"])
     recipe = defense.base(from_dict(Recipe, plan["recipe"]))
     empty = ImageDataset(

@@ -133,6 +133,14 @@ class Run:
         write_atomic(path, content.encode() if isinstance(content, str) else content)
         return path
 
+    def sweep(self, name: str) -> None:
+        """Remove what the work ``name`` kept to be taken up again, now that it is done: what has no record."""
+        for path in sorted((self.directory / name).rglob("*"), reverse=True):  # files before their folders
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+            elif path.suffix == ".safetensors" and not path.with_suffix(".json").exists():
+                path.unlink(missing_ok=True)
+
     def finish(self) -> dict[str, str]:
         """Write ``digests.json``, the SHA-256 of every artefact by name; clear what killed writers left behind."""
         for temporary in self.directory.rglob(".*.tmp"):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from poisonkit.defenses.certified import Aggregation, Ballots, Ensemble, Split
-from poisonkit.engine import Engine, Progress, Run, units
+from poisonkit.engine import Engine, Progress, Run, journal, units
 from poisonkit.experiments.measures import poll
 from poisonkit.random import Key
-from poisonkit.train import Job, Recipe, stack_size
+from poisonkit.train import Job, Journal, Recipe, stack_size
 from poisonkit.types import ImageDataset, Poison
 
 
@@ -57,3 +57,7 @@ class Lab:
     def ask(self, name: str, ensemble: Ensemble, poison: Poison | None) -> dict[str, Ballots]:
         """What the base models say of the clean and of the triggered test images, kept below ``name``."""
         return poll(self.run, name, ensemble, self.test, poison)
+
+    def journal(self, name: str) -> Journal:
+        """Where a method that is no unit of networks keeps its place, below ``name``."""
+        return journal(self.run, name, self.progress)

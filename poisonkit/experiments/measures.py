@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from poisonkit import metrics
 from poisonkit.defenses.certified import Ballots, Ensemble
 from poisonkit.engine import Run
-from poisonkit.types import Backdoor, ImageDataset, Poison
+from poisonkit.types import Backdoor, ImageDataset, Poison, Victims
 
 GUESSES = (1, 3, 5, 10, 20, 50, 100)
 
@@ -24,10 +24,11 @@ GUESSES = (1, 3, 5, 10, 20, 50, 100)
 class Row:
     """What one classifier did.
 
-    guesses    acc@n by n: the label is among the n most-voted classes
+    guesses    acc@n by n: the label is among the n most-voted classes; only n = 1 where a defense gives one answer
     certified  by n, acc@n certified at radius 0, 1, 2, ..., to the first that no image has; None for a single model,
                which has no certificate
     seconds    training time; of one base model for the 1/k baseline
+    chance_level  share of the clean test images of other classes that are called the target
     """
 
     name: str
@@ -37,17 +38,48 @@ class Row:
     guesses: dict[int, float]
     certified: dict[int, tuple[float, ...]] | None
     seconds: float
+    chance_level: float | None = None
 
 
-def poll(run: Run, name: str, ensemble: Ensemble, test: ImageDataset, poison: Poison | None) -> dict[str, Ballots]:
-    """What the base models say of the clean and of the triggered test images, kept in the run."""
-    deepest = max(n for n in GUESSES if n < test.num_classes)
+def asked(test: ImageDataset, poison: Poison | None) -> dict[str, Tensor]:
+    """What every classifier is asked about: the clean test images; those triggered, or the victims of the attack."""
     images = {"clean": test.images}
     if poison and isinstance(poison.goal, Backdoor):
         images["triggered"] = poison.goal.trigger(test.images)
+    if poison and isinstance(poison.goal, Victims) and len(poison.goal.images):
+        images["victims"] = poison.goal.images.to(test.device)
+    return images
+
+
+def attacked(
+    said: Mapping[str, Tensor], test: ImageDataset, poison: Poison | None
+) -> tuple[float | None, float | None]:
+    """Attack success and poison accuracy of predictions (int64 by part of :func:`asked`), where they mean anything."""
+    if not poison:
+        return None, None
+    if isinstance(poison.goal, Victims):
+        hit = metrics.accuracy(said["victims"].cpu(), poison.goal.labels.cpu()) if "victims" in said else None
+        return hit, None  # an untargeted attack has no victims: it shows in the clean accuracy
+    labels, triggered = test.labels.cpu(), said["triggered"].cpu()
+    target = poison.goal.wanted(labels)
+    other = labels != target
+    return metrics.success_rate(triggered, labels, target), metrics.accuracy(triggered[other], labels[other])
+
+
+def chance_level(prediction: Tensor, test: ImageDataset, poison: Poison | None) -> float | None:
+    """What attack success is without the trigger, of predictions of the clean test images, for a backdoor."""
+    if not (poison and isinstance(poison.goal, Backdoor)):
+        return None
+    labels = test.labels.cpu()
+    return metrics.success_rate(prediction.cpu(), labels, poison.goal.wanted(labels))
+
+
+def poll(run: Run, name: str, ensemble: Ensemble, test: ImageDataset, poison: Poison | None) -> dict[str, Ballots]:
+    """What the base models say of the images of :func:`asked`, kept in the run."""
+    deepest = max(n for n in GUESSES if n < test.num_classes)
     return {
         part: run.tensors(f"{name}/votes-{part}", partial(ensemble.ballots, pixels, deepest))
-        for part, pixels in images.items()
+        for part, pixels in asked(test, poison).items()
     }
 
 
@@ -65,13 +97,9 @@ def measure(
     labels = test.labels.cpu()
     certificate = ensemble.count(ballots["clean"])
     accuracy = metrics.accuracy(certificate.prediction, labels)
-    attacked = poison_accuracy = None
-    if poison and isinstance(poison.goal, Backdoor):
-        target = poison.goal.wanted(labels)
-        other = labels != target
-        triggered = ensemble.count(ballots["triggered"]).prediction
-        attacked = metrics.success_rate(triggered, labels, target)
-        poison_accuracy = metrics.accuracy(triggered[other], labels[other])
+    success, poison_accuracy = attacked(
+        {part: ensemble.count(ballot).prediction for part, ballot in ballots.items()}, test, poison
+    )
     guesses = [n for n in GUESSES if n <= ballots["clean"]["top"].shape[2]]
     radii = {n: ensemble.count_top(ballots["clean"], labels, n) for n in guesses}
     # the first guess is what the vote itself says, which need not be plurality
@@ -79,11 +107,12 @@ def measure(
     return Row(
         name=name,
         clean_accuracy=accuracy,
-        attack_success_rate=attacked,
+        attack_success_rate=success,
         poison_accuracy=poison_accuracy,
         guesses={n: accuracy if n == 1 else _share(radius >= 0) for n, radius in radii.items()},
         certified={n: _curve(radius) for n, radius in radii.items()} if certify else None,
         seconds=seconds,
+        chance_level=chance_level(certificate.prediction, test, poison),
     )
 
 
@@ -122,4 +151,5 @@ def mean(name: str, rows: Sequence[Row], seconds: float) -> Row:
         guesses={n: over([row.guesses[n] for row in rows]) or 0.0 for n in rows[0].guesses},
         certified=None,
         seconds=seconds,
+        chance_level=over([row.chance_level for row in rows]),
     )

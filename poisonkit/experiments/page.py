@@ -9,6 +9,7 @@ from dataclasses import asdict
 from poisonkit import report
 from poisonkit.engine import Run
 from poisonkit.experiments.comparison import Comparison
+from poisonkit.experiments.findings import Finding
 from poisonkit.experiments.measures import Row
 
 RADII = (0, 1, 2, 3, 5)
@@ -39,13 +40,27 @@ def data_table(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
     """Every number of a comparison, as fractions and seconds, for a spreadsheet."""
     guesses, curves = list(rows[0].guesses), [curve for row in rows for curve in (row.certified or {}).values()]
     reach = max(map(len, curves), default=0)
-    headers = ["classifier", "clean_accuracy", "attack_success_rate", "poison_accuracy", "train_seconds"]
+    headers = [
+        "classifier",
+        "clean_accuracy",
+        "attack_success_rate",
+        "poison_accuracy",
+        "chance_level",
+        "train_seconds",
+    ]
     headers += [f"acc@{n}" for n in guesses] + [f"certified acc@{n} r={r}" for n in guesses for r in range(reach)]
     cells: list[list[object]] = []
     for row in rows:
         certified = [at(row.certified[n], r) if row.certified else None for n in guesses for r in range(reach)]
-        first = [row.name, row.clean_accuracy, row.attack_success_rate, row.poison_accuracy, row.seconds]
-        cells.append([*first, *row.guesses.values(), *certified])
+        first = [
+            row.name,
+            row.clean_accuracy,
+            row.attack_success_rate,
+            row.poison_accuracy,
+            row.chance_level,
+            row.seconds,
+        ]
+        cells.append([*first, *map(row.guesses.get, guesses), *certified])
     return headers, cells
 
 
@@ -63,7 +78,7 @@ def guess_table(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
     """acc@n, as in Tables 4 and 5 of arXiv 2306.16415."""
     guesses = list(rows[0].guesses)
     return ["classifier", *(f"acc@{n}" for n in guesses)], [
-        [row.name, *(report.percent(row.guesses[n]) for n in guesses)] for row in rows
+        [row.name, *(_percent(row.guesses.get(n)) for n in guesses)] for row in rows
     ]
 
 
@@ -80,7 +95,7 @@ def write(run: Run, comparison: Comparison, *, title: str, subtitle: str, comman
         figures.append(report.figure(picture, caption))
     last = rows[-1]
     charts = []
-    if last.certified and len(_curve(last)) > 1:
+    if comparison.budget and last.certified and len(_curve(last)) > 1:
         curve = report.line_chart(
             [
                 report.Series(f"{last.name}, best {n}" if n > 1 else last.name, range(len(values)), values)
@@ -107,13 +122,20 @@ def write(run: Run, comparison: Comparison, *, title: str, subtitle: str, comman
             "",
             [
                 report.cards(_headlines(comparison)),
-                report.html_table(*table(rows), f"Accuracies; r=n: certified accuracy at n {comparison.budget}"),
+                report.html_table(
+                    *table(rows), "Accuracies" + (f"; {legend(comparison.budget)}" if comparison.budget else "")
+                ),
             ],
+        ),
+        *(
+            [report.Section("What it found", [_finding(each) for each in comparison.findings])]
+            if comparison.findings
+            else []
         ),
         report.Section("Figures", charts),
         *([report.Section("The attack", figures)] if figures else []),
         report.Section("Guesses", [report.html_table(*guess_table(rows), "Share of labels among n guesses")]),
-        report.Section("What the columns say", [*_glossary(comparison), _split(comparison)]),
+        report.Section("What the columns say", _glossary(comparison)),
         report.Section(
             "Run it again",
             [report.code(command), report.details("Manifest", json.dumps(run.manifest, indent=2))],
@@ -123,23 +145,27 @@ def write(run: Run, comparison: Comparison, *, title: str, subtitle: str, comman
     run.finish()
 
 
+def _finding(found: Finding) -> str:
+    return report.html_table(found.headers, found.rows, found.title)
+
+
 def _glossary(comparison: Comparison) -> list[str]:
-    return [
-        "Attack success: triggered test images of other classes that are classified as the attacker's target.",
+    says = [
+        "Attack success: triggered test images of other classes that are classified as the attacker's target; or "
+        "victims of a targeted attack that are classified as it wants.",
         "Poison accuracy: triggered test images of other classes that still get their own label.",
+        "acc@n: the label is among the n most-voted classes when every base model votes for its n best.",
+    ]
+    if (split := comparison.split) is None:
+        return says
+    return [
+        *says,
         f"Certified accuracy at r=n: test images classified right, with a proof that n {comparison.budget}, whatever "
         "they hold, change nothing. The training set as given here, poison included, is where the proof starts from.",
         "One base model: the mean over the ensemble's base models, each trained on its own part of the data.",
-        "acc@n: the label is among the n most-voted classes when every base model votes for its n best.",
-    ]
-
-
-def _split(comparison: Comparison) -> str:
-    split = comparison.split
-    return (
         f"Base models: {len(split.sizes)}, of {min(split.sizes)} to {max(split.sizes)} rows. Hash collisions between "
-        f"different rows: {split.collisions}. Rows equal to an earlier one: {split.duplicates}."
-    )
+        f"different rows: {split.collisions}. Rows equal to an earlier one: {split.duplicates}.",
+    ]
 
 
 def _headlines(comparison: Comparison) -> list[report.Headline]:

@@ -21,6 +21,13 @@ RECIPES: dict[str, Recipe] = {
         schedule=OneCycle(0.01, 0.1, 0.00005),
         augment=Augment(crop=1, flip=False),
     ),
+    "digits-32": Recipe(
+        model=ResNet(8, 8, stem="small"),
+        epochs=8,
+        batch_size=32,
+        schedule=OneCycle(0.02, 0.2, 0.0001),
+        augment=Augment(crop=2, flip=False),
+    ),
     "cifar10": Recipe(
         model=ResNet(8, 16, stem="small"), epochs=10, batch_size=64, schedule=OneCycle(0.02, 0.2), augment=Augment()
     ),

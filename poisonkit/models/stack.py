@@ -2,7 +2,8 @@
 
 The networks lie side by side in the channels, [B, k·C, H, W]: convolutions are grouped, linear layers
 a batch of products, and batch normalisation, activation and pooling treat every channel by itself
-anyway. No arithmetic joins two networks, not even by zeros, so an inf or nan stays in its own.
+anyway; groups of group normalisation are of one network. No arithmetic joins two networks, not even
+by zeros, so an inf or nan stays in its own.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def obstacle(model: nn.Module) -> str | None:
         elif isinstance(module, nn.Conv2d):
             if module.padding_mode != "zeros":
                 return f"{about} with padding {module.padding_mode}"
-        elif isinstance(module, (nn.Linear, *_CHANNELWISE)):
+        elif isinstance(module, (nn.Linear, nn.GroupNorm, *_CHANNELWISE)):
             continue
         elif not any(True for _ in module.children()):
             return about
@@ -58,7 +59,8 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
     require(len(models) > 0, "models", "1 or more", 0)
     first, count = models[0], len(models)
     found = obstacle(first)
-    require(found is None, "models", "of convolutions, batch norm, linear layers and one dropout", found, "train alone")
+    rule = "of convolutions, batch or group norm, linear layers and one dropout"
+    require(found is None, "models", rule, found, "train alone")
     require(all(repr(model) == repr(first) for model in models), "models", "all of one architecture", "others")
     # In a container, so that the root too can be replaced
     holder = nn.ModuleList([deepcopy(first)])
@@ -71,6 +73,9 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
                 child.groups *= count
             elif isinstance(child, nn.BatchNorm2d):
                 child.num_features *= count
+            elif isinstance(child, nn.GroupNorm):
+                child.num_channels *= count
+                child.num_groups *= count
             elif isinstance(child, nn.Linear):
                 parent.add_module(name, _Linear(child, count))
             elif isinstance(child, nn.Dropout):

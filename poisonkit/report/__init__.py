@@ -4,7 +4,7 @@ Everything here is a pure function from values to text or bytes; the caller writ
 is ``Html``; any other string is text, and is escaped wherever it lands in a page.
 """
 
-from poisonkit.report.charts import Series, bar_chart, line_chart
+from poisonkit.report.charts import Series, Spot, bar_chart, line_chart, scatter_chart
 from poisonkit.report.markup import Html
 from poisonkit.report.page import Headline, Section, cards, code, details, figure, page
 from poisonkit.report.pictures import picture_grid, png
@@ -15,6 +15,7 @@ __all__ = [
     "Html",
     "Section",
     "Series",
+    "Spot",
     "bar_chart",
     "cards",
     "code",
@@ -27,5 +28,6 @@ __all__ = [
     "percent",
     "picture_grid",
     "png",
+    "scatter_chart",
     "text_table",
 ]

@@ -136,6 +136,54 @@ def line_chart(
     return _svg(title, bottom + 52, parts)
 
 
+@dataclass(frozen=True)
+class Spot:
+    """A point of a scatter; ``dx`` and ``dy`` reach from it to either end of its interval, 0 for none."""
+
+    label: str
+    x: float
+    y: float
+    dx: float = 0.0
+    dy: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(all(map(math.isfinite, (self.x, self.y, self.dx, self.dy))), "spot", "finite numbers", self.label)
+
+
+def scatter_chart(groups: Mapping[str, Sequence[Spot]], *, title: str, x_label: str, y_label: str) -> Html:
+    """One fraction against another, from 0 to 1 each, as SVG; a group has a colour and a shape.
+
+    An interval that goes beyond 0 or 1 is drawn to the edge.
+    """
+    _check_count(list(groups))
+    for spot in (spot for spots in groups.values() for spot in spots):
+        require(0 <= spot.x <= 1 and 0 <= spot.y <= 1, "spot", "of two fractions in [0, 1]", spot.label)
+    _, name_tick = _formats(percent=True)
+    head, top = _header(title, y_label, list(groups), _spot_key)
+    left, right, bottom = 10 + _LETTER * len(name_tick(1)), WIDTH - _RIGHT - 2 * _LETTER, top + 300
+    x_axis, y_axis = _Axis(0, 1, left, right), _Axis(0, 1, bottom, top)
+    parts = [head]
+    for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        x, y = x_axis(tick), y_axis(tick)
+        parts.append(f'<path class="grid" d="M{left} {y:.1f}H{right}M{x:.1f} {top}V{bottom}"/>')
+        parts.append(_text(left - 8, y + 4, name_tick(tick), "muted", "end"))
+        parts.append(_text(x, bottom + 20, name_tick(tick), "muted", "middle"))
+    parts.append(f'<path class="axis" d="M{left} {bottom}H{right}"/>')
+    parts.append(_text((left + right) / 2, bottom + 42, x_label, "muted", "middle"))
+    spots = [(i, spot) for i, group in enumerate(groups.values()) for spot in group]
+    for i, spot in spots:
+        across = [x_axis(min(1.0, max(0.0, spot.x + sign * spot.dx))) for sign in (-1, 1)]
+        along = [y_axis(min(1.0, max(0.0, spot.y + sign * spot.dy))) for sign in (-1, 1)]
+        x, y = x_axis(spot.x), y_axis(spot.y)
+        reach = f"M{across[0]:.1f} {y:.1f}H{across[1]:.1f}M{x:.1f} {along[0]:.1f}V{along[1]:.1f}"
+        parts.append(f'<path class="line" style="stroke:{_colour(i)};stroke-width:1" d="{reach}"/>')
+    # markers after every interval, so that no interval hides one
+    for i, spot in spots:
+        hover = f"{spot.label}: {x_label} {tables.percent(spot.x)}, {y_label} {tables.percent(spot.y)}"
+        parts.append(_marker(i, x_axis(spot.x), y_axis(spot.y), "point", hover))
+    return _svg(title, bottom + 52, parts)
+
+
 def bar_chart(
     groups: Sequence[str],
     series: Mapping[str, Sequence[float]],
@@ -257,6 +305,10 @@ def _line_key(i: int, x: float, y: float) -> str:
 
 def _bar_key(i: int, x: float, y: float) -> str:
     return f'<rect x="{x + 4}" y="{y - 6}" width="12" height="12" rx="1.5" style="fill:{_colour(i)}"/>'
+
+
+def _spot_key(i: int, x: float, y: float) -> str:
+    return f'<path transform="translate({x + 10},{y})" d="{_MARKERS[i % len(_MARKERS)]}" style="fill:{_colour(i)}"/>'
 
 
 def _header(

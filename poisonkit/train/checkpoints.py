@@ -52,7 +52,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Write tensors and strings as one safetensors file, with a digest of both, atomically."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = dict(metadata or {})
-    write_atomic(path, save(plain, {**about, _DIGEST: _digest(plain, about)}))
+    write_atomic(path, save(plain, {**about, _DIGEST: digest(plain, about)}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and strings :func:`save_tensors` wrote. Raises DataError where the file is not what was written."""
     tensors, metadata = read(path)
     wanted = metadata.pop(_DIGEST, "none")
-    whole = _digest(tensors, metadata) == wanted
+    whole = digest(tensors, metadata) == wanted
     require(whole, str(path), f"of SHA-256 {wanted}", "other content", _REMEDY, DataError)
     return tensors, metadata
 
@@ -82,10 +82,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         fail(str(path), "a whole safetensors file", error, _REMEDY, DataError)
 
 
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    sha = hashlib.sha256(repr(sorted(metadata.items())).encode())
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """SHA-256 (hex) of tensors and strings, by name."""
+    sha = hashlib.sha256(repr(sorted((metadata or {}).items())).encode())
     for name, tensor in sorted(tensors.items()):
         sha.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         # By bytes, since numpy knows no bfloat16
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from poisonkit.errors import PoisonkitError, RunError, fail, require
 from poisonkit.random import Key
-from poisonkit.train.checkpoints import load, save_tensors, sweep
+from poisonkit.train.checkpoints import digest, load, save_tensors, sweep
+from poisonkit.train.procedure import Batch, Procedure
 from poisonkit.train.recipe import Recipe
 from poisonkit.types import ImageDataset
 
@@ -30,6 +31,7 @@ class Epoch:
     lr        learning rate of its last step
     loss      mean over the rows of all steps as they were trained on
     accuracy  share of them classified right as they were trained on, augmented and in training mode
+    rows      how many it was trained on
     """
 
     number: int
@@ -37,6 +39,7 @@ class Epoch:
     lr: float
     loss: float
     accuracy: float
+    rows: int
 
     def __str__(self) -> str:
         return f"epoch {self.number}/{self.total}: loss {self.loss:.4f}, accuracy {self.accuracy:.4f}, lr {self.lr:.4g}"
@@ -80,39 +83,48 @@ def fit(
     recipe: Recipe,
     *,
     key: Key,
+    model: nn.Module | None = None,
+    procedure: Procedure | None = None,
     directory: Path | None = None,
     on_epoch: OnEpoch | None = None,
     device: torch.device | str | None = None,
 ) -> nn.Module:
     """A network trained on ``data``, in evaluation mode, on ``device`` (by default that of the data).
 
-    With a ``directory``, each epoch ends with ``checkpoint.safetensors`` written there atomically; the
-    same call continues from it, to the same bits on the CPU. The caller deletes it when it has saved
+    With a ``model``, a copy of it is trained further, those parameters that have ``requires_grad``; ``procedure`` is
+    what a method does otherwise. With a ``directory``, each epoch ends with ``checkpoint.safetensors`` written there
+    atomically; the same call continues from it, to the same bits on the CPU. The caller deletes it when it has saved
     the network. ``on_epoch`` is called after each epoch, before its checkpoint is written, so that a log
     kept by it lacks none: an epoch whose checkpoint was lost is done, and reported, again. No rows at
     all give the initialised network.
 
     Raises PoisonkitError where the loss is not finite; RunError where the checkpoint is of another
-    recipe, key or data; DataError where it is damaged (training never goes on from such a file, nor
+    recipe, key, procedure, start or data; DataError where it is damaged (training never goes on from such a file, nor
     silently starts over).
     """
     home = torch.device(device) if device is not None else data.device
-    model = new_model(recipe, data, key, home)
-    optimizer = sgd(model, recipe)
-    training = {"recipe": repr(recipe), "key": repr(key), "data": data.digest()} if directory else {}
-    checkpoint = Checkpoint(directory, training) if directory else None
+    procedure = procedure or Procedure()
+    training = {"recipe": repr(recipe), "key": repr(key), "procedure": repr(procedure), "start": "new"}
+    if model is None:
+        model = new_model(recipe, data, key, home)
+    else:
+        training["start"] = digest(model.state_dict()) if directory else ""
+        model = deepcopy(model).to(home)
+    optimizer = new_optimizer(model, recipe)
+    checkpoint = Checkpoint(directory, {**training, "data": data.digest()}) if directory else None
     done = 0
     if checkpoint and (found := checkpoint.restore()):
         tensors, done = found
-        _load_state(model, optimizer, tensors)
+        _load_state(model, optimizer, procedure, tensors)
     data = _resident(data, home)
     with deterministic(home):
         for epoch in range(done, recipe.epochs if len(data) else 0):
-            report = train_epoch(model, optimizer, data, recipe, key=key, epoch=epoch)
+            chosen = procedure.rows(model, data, epoch, key)
+            report = train_epoch(model, optimizer, data, recipe, key=key, epoch=epoch, rows=chosen, procedure=procedure)
             if on_epoch:
                 on_epoch(report)
             if checkpoint:
-                checkpoint.save(_state(model, optimizer), epoch + 1)
+                checkpoint.save(_state(model, optimizer, procedure), epoch + 1)
     return model.eval()
 
 
@@ -135,10 +147,15 @@ def deterministic(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The optimiser of a recipe; the schedule sets its learning rate at every step."""
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(
+            free, lr=0.0, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay, fused=True
+        )
     return torch.optim.SGD(
-        model.parameters(),
+        free,
         lr=0.0,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
@@ -168,6 +185,7 @@ def train_epoch(
     key: Key,
     epoch: int,
     rows: Tensor | None = None,
+    procedure: Procedure | None = None,
 ) -> Epoch:
     """One pass over ``rows`` (int64 [n], by default all) of ``data``; ``epoch`` counts from 0.
 
@@ -179,6 +197,7 @@ def train_epoch(
     require(len(rows) > 0, "rows", "1 or more", 0)
     steps = rows[batches(len(rows), recipe.batch_size, key, epoch, data.device)]
     total = recipe.epochs * len(steps)
+    procedure = procedure or Procedure()
     augment = key.child("augment", epoch)
     drops = any(isinstance(module, nn.Dropout) for module in model.modules())
     settings = optimizer.param_groups[0]
@@ -189,23 +208,26 @@ def train_epoch(
         step = epoch * len(steps) + index
         settings["lr"] = recipe.schedule.lr(step, total)
         momentum = recipe.schedule.momentum(step, total)
-        settings["momentum"] = recipe.momentum if momentum is None else momentum
+        momentum = recipe.momentum if momentum is None else momentum
+        settings.update({"momentum": momentum} if "momentum" in settings else {"betas": (momentum, 0.999)})
         images, labels = data.images[batch].to(device), data.labels[batch].to(device)
         if recipe.augment:
             images = recipe.augment(images, batch.to(device), augment)
+        taken = Batch(images, labels, batch, step, epoch, key.child("step", epoch, index), recipe.label_smoothing)
         with (
             key.child("dropout", step).ambient((device,)) if drops else nullcontext(),
             torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"),
         ):
-            logits = model(images)
-            loss = cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+            loss, logits = procedure.loss(model, taken)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        procedure.gradients(model, taken)
         optimizer.step()
+        procedure.stepped(model, taken)
         losses[index] = loss.detach()
         hits[index] = (logits.detach().argmax(1) == labels).float().mean()
     check_finite(dict(model.named_parameters()), losses, epoch)
-    return Epoch(epoch + 1, recipe.epochs, settings["lr"], float(losses.mean()), float(hits.mean()))
+    return Epoch(epoch + 1, recipe.epochs, settings["lr"], float(losses.mean()), float(hits.mean()), len(rows))
 
 
 def check_finite(parameters: Mapping[str, Tensor], losses: Tensor, epoch: int, whose: str = "") -> None:
@@ -229,23 +251,42 @@ def _resident(data: ImageDataset, device: torch.device) -> ImageDataset:
     return data.to(device)
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The network and its momenta, by name."""
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer, procedure: Procedure) -> dict[str, Tensor]:
+    """The network, what the optimiser and the procedure remember, by name."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        buffer = optimizer.state[parameter].get("momentum_buffer")
-        if buffer is not None:
-            tensors[f"momentum.{name}"] = buffer
-    return tensors
+    tensors |= {f"procedure.{name}": tensor for name, tensor in procedure.state().items()}
+    return tensors | {f"optimizer.{name}": tensor for name, tensor in optimizer_state(optimizer, model).items()}
 
 
-def _load_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
-    for name, parameter in model.named_parameters():
-        if f"momentum.{name}" in tensors:
-            # In the parameter's own memory format, as the optimiser would have made it
-            buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
-            optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """What ``optimizer`` remembers of the parameters of ``model``, by slot and name."""
+    return {
+        f"{slot}.{name}": tensor
+        for name, parameter in model.named_parameters()
+        for slot, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give ``optimizer`` what :func:`optimizer_state` read."""
+    parameters = dict(model.named_parameters())
+    for slot_and_name, tensor in state.items():
+        slot, _, name = slot_and_name.partition(".")
+        parameter = parameters[name]
+        # In the parameter's own memory format, as the optimiser would have made it
+        like = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
+        optimizer.state[parameter][slot] = like.copy_(tensor).detach()
+
+
+def _load_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, procedure: Procedure, tensors: Mapping[str, Tensor]
+) -> None:
+    def below(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    model.load_state_dict(below("model."))
+    procedure.load(below("procedure."))
+    load_optimizer(optimizer, model, below("optimizer."))
 
 
 class Checkpoint:

@@ -50,7 +50,7 @@ def stack_size(recipe: Recipe, shape: tuple[int, int, int], num_classes: int, jo
     memory too, to about a byte each. The jobs are spread evenly over as few stacks as that needs.
     """
     kind = torch.device(device).type
-    if jobs < 2 or kind not in STACKED:
+    if jobs < 2 or kind not in STACKED or recipe.optimizer != "sgd":
         return 1
     model = recipe.model.build(shape, num_classes, Key(0))
     work = multiply_adds(model, shape) * recipe.batch_size
@@ -76,6 +76,7 @@ def fit_stack(
     data, recipe = jobs[0].data, jobs[0].recipe
     alike = all(job.data is data and job.recipe == recipe for job in jobs)
     require(alike, "jobs", "of one data set and one recipe", "others", "train them apart")
+    require(recipe.optimizer == "sgd", "optimizer", "sgd for networks trained together", recipe.optimizer, "one by one")
     training = _Training(jobs)
     checkpoint = Checkpoint(directory, _identity(jobs)) if directory else None
     done = 0
@@ -162,11 +163,11 @@ class _Training:
                     tensor[idle] = before
                 losses[step, idle] = hits[step, idle] = 0
         self._check(losses, plans, epoch)
-        return [self._report(epoch, len(plan), losses[:, i], hits[:, i]) for i, plan in enumerate(plans)]
+        return [self._report(epoch, i, losses[: len(plan), i], hits[: len(plan), i]) for i, plan in enumerate(plans)]
 
     @torch.no_grad()
     def _descend(self, steps: list[int], totals: list[int]) -> None:
-        """A step of :func:`poisonkit.train.loop.sgd`, by the learning rate and momentum of each network."""
+        """A step of :func:`poisonkit.train.loop.new_optimizer`, by the learning rate and momentum of each network."""
         recipe, schedule = self.recipe, self.recipe.schedule
         rates, momenta = [], []
         for step, total in zip(steps, totals, strict=True):
@@ -194,12 +195,12 @@ class _Training:
             mine = {name: weight[place] for name, weight in weights.items()}
             check_finite(mine, losses[: len(plan), place], epoch, f" of network {job.id}")
 
-    def _report(self, epoch: int, steps: int, losses: Tensor, hits: Tensor) -> Epoch:
-        total = self.recipe.epochs
+    def _report(self, epoch: int, place: int, losses: Tensor, hits: Tensor) -> Epoch:
+        total, steps = self.recipe.epochs, len(losses)
         if not steps:
-            return Epoch(epoch + 1, total, 0.0, 0.0, 0.0)
+            return Epoch(epoch + 1, total, 0.0, 0.0, 0.0, 0)
         rate = self.recipe.schedule.lr((epoch + 1) * steps - 1, total * steps)
-        return Epoch(epoch + 1, total, rate, float(losses[:steps].mean()), float(hits[:steps].mean()))
+        return Epoch(epoch + 1, total, rate, float(losses.mean()), float(hits.mean()), len(self.rows[place]))
 
     def networks(self) -> list[nn.Module]:
         for place, model in enumerate(self.models):

@@ -7,6 +7,8 @@ from poisonkit.triggers.additive import Additive
 from poisonkit.triggers.blend import Blend, texture
 from poisonkit.triggers.chessboard import Chessboard
 from poisonkit.triggers.corners import Corners
+from poisonkit.triggers.encoded import Decoder, Encoded, Encoder
+from poisonkit.triggers.generated import Generated
 from poisonkit.triggers.overlay import Overlay
 from poisonkit.triggers.patch import Patch, pattern_patch, random_patch, side
 from poisonkit.triggers.rotation import Rotation
@@ -19,6 +21,10 @@ __all__ = [
     "Blend",
     "Chessboard",
     "Corners",
+    "Decoder",
+    "Encoded",
+    "Encoder",
+    "Generated",
     "Overlay",
     "Patch",
     "Rotation",

@@ -10,6 +10,7 @@ from torch import Tensor
 from poisonkit.errors import require
 
 PIECE = 1 << 18  # bytes of pixels: arithmetic on a piece stays near the processor
+TOGETHER = 1 << 16  # values that a network is given at once, whose features then stay near the processor, too
 
 
 def by_pieces(images: Tensor, change: Callable[[Tensor, slice], Tensor]) -> Tensor:
@@ -20,6 +21,22 @@ def by_pieces(images: Tensor, change: Callable[[Tensor, slice], Tensor]) -> Tens
         piece = slice(start, start + rows)
         changed[piece] = change(images[piece], piece)
     return changed
+
+
+@torch.no_grad()
+def by_batches(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """``change`` of ``images`` (uint8 [N, c, H, W]) by a network: batches of one size, the last filled up with black.
+
+    A network rounds otherwise in a batch of another size, so this gives an image the same bytes whatever it comes with,
+    on one machine. Another machine may round a pixel otherwise.
+    """
+    rows = min(32, max(1, TOGETHER // images.shape[1:].numel()))
+    changed = []
+    for part in torch.split(images, rows):
+        full = torch.zeros(rows, *part.shape[1:], dtype=part.dtype, device=part.device)
+        full[: len(part)] = part
+        changed.append(change(full)[: len(part)])
+    return torch.cat(changed)
 
 
 def rounded(pixels: Tensor) -> Tensor:

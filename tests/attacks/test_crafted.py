@@ -71,6 +71,20 @@ def test_masks_by_hand() -> None:
         letters("SIXTEEN", 32, 32)
 
 
+def test_the_neurons_that_stand_out() -> None:
+    network = ResNet(8, 2, stem="small").build((3, 16, 16), 3, key(0)).eval()
+    with torch.no_grad():
+        network.fc.weight.zero_()
+        network.fc.weight[1, :3] = torch.tensor([3.0, 6.0, 1.5])
+        network.fc.weight[2, 1] = 3.0
+    images = torch.rand(4, 3, 16, 16) * 255
+    found = network.features(images)
+    # above the mean of the three classes: 3 - 1, 6 - 3, 1.5 - 0.5
+    torch.testing.assert_close(TrojanSquare(target=1, neurons=1).score(network)(images), 3 * found[:, 1])
+    both = TrojanSquare(target=1, neurons=2).score(network)(images)
+    torch.testing.assert_close(both, 3 * found[:, 1] + 2 * found[:, 0])
+
+
 def test_gaussian_by_hand() -> None:
     weights = gaussian(3, 1.0)
     e = 2.718281828
@@ -143,7 +157,7 @@ def test_a_trigger_beats_random_ones_threefold(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [0, 3])
-def test_trojans_excite_their_neuron_on_photographs(data_root: Path, target: int) -> None:
+def test_trojans_excite_their_neurons_on_photographs(data_root: Path, target: int) -> None:
     """Where random patterns within the same mask do not, or not a third as much."""
     train, test = data.load("cifar10", data_root)
     train, test = train.take(torch.arange(3000)), test.take(torch.arange(500))
@@ -243,3 +257,13 @@ def test_attacks_without_a_network_pass_through(tmp_path: Path, digits: tuple[Im
     one, two = (each(digits[0], Budget(0.1), key=key(0)) for each in (attack, Ready(attack, tmp_path, Progress())))
     assert torch.equal(one.images, two.images)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_surrogate_trained_otherwise_is_kept_apart(tmp_path: Path, digits: tuple[ImageDataset, ImageDataset]) -> None:
+    train = digits[0].take(torch.arange(64))
+    quick = replace(RECIPE, epochs=1, model=ResNet(8, 2, stem="small"))
+    robust = crafted(LabelConsistent(surrogate=quick, train_steps=1), train, tmp_path, key(0), Progress())
+    crafted(L2Invisible(surrogate=quick, steps=2, batch_size=4), train, tmp_path, key(0), Progress())
+    assert sum(path.name.startswith("surrogate") for path in tmp_path.iterdir()) == 2
+    plain = surrogate(quick, train, key(0)).state_dict()
+    assert not all(torch.equal(robust[name], plain[name]) for name in plain)

@@ -32,6 +32,21 @@ def test_pixels_by_hand() -> None:
     ]
 
 
+def test_floats_with_gradients_by_hand() -> None:
+    """The same pixels, and each gradient goes back to where its pixel came from, as often as it was taken."""
+    image = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]).view(1, 1, 2, 3).expand(4, 1, 2, 3)
+    free = image.clone().requires_grad_(True)
+    moved = Augment(crop=1)(free, torch.arange(4), Fixed(0))
+    assert torch.equal(moved.detach(), Augment(crop=1)(image, torch.arange(4), Fixed(0)))
+    (slope,) = torch.autograd.grad((moved * torch.arange(1.0, 7.0).view(2, 3)).sum(), free)
+    assert slope.flatten(1).tolist() == [
+        [5, 6, 0, 0, 0, 0],
+        [1, 2, 3, 4, 5, 6],
+        [0, 0, 0, 1, 2, 3],
+        [2, 1, 0, 5, 4, 0],
+    ]
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 7), st.integers(1, 7)),

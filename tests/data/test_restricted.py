@@ -87,6 +87,10 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, protocol
         b"\x80\x02cnumpy\nfromfile\n.",
         b"\x80\x02cnumpy\ncore.multiarray._reconstruct\n.",
         b"\x80\x04\x8c\x05numpy\x8c\x0elib.npyio.load\x93.",
+        b"\x80\x02cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85\x81.",  # an object of another kind than a picture
+        b"\x80\x02cPIL.Image\nopen\nX\x01\x00\x00\x00x\x85R.",
+        b"\x80\x02cPIL.Image\nImage\nX\x01\x00\x00\x00x\x85\x81.",  # a picture made of something
+        b"\x80\x02cPIL.Image\nImage\n)\x81.",  # a picture of nothing
         b"\x80\x02\x82\x01.",  # extension registry
         b"\x80\x02U\x01xQ.",  # persistent id
         b"\x80\x05\x97.",  # out-of-band buffer

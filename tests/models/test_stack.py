@@ -91,7 +91,7 @@ def test_nan_and_inf_stay_in_their_network(width: int, training: bool, memory_fo
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), "1, GroupNorm"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm(4)), "1, LayerNorm"),
         (nn.Sequential(nn.BatchNorm2d(3, momentum=None)), "without momentum"),
         (nn.Sequential(nn.Dropout(), nn.Dropout()), "second dropout"),
         (nn.Sequential(nn.Dropout2d()), "Dropout2d"),

@@ -16,7 +16,7 @@ from poisonkit.errors import ArgumentError, PoisonkitError
 from poisonkit.models import ResNet, predict
 from poisonkit.random import key
 from poisonkit.train import Cosine, Epoch, OneCycle, Recipe, Step, fit, fit_job, train_epoch
-from poisonkit.train.loop import sgd
+from poisonkit.train.loop import new_optimizer
 from poisonkit.types import ImageDataset
 
 TINY = Recipe(ResNet(8, 4, stem="small"), epochs=2, batch_size=8, schedule=Step(0.05), augment=Augment(1))
@@ -145,7 +145,7 @@ class Recorder(nn.Module):
 )
 def test_every_step_is_of_one_size(n: int, batch_size: int, sizes: list[int]) -> None:
     model, recipe, data = Recorder(), replace(TINY, batch_size=batch_size, augment=None), noise(n)
-    train_epoch(model, sgd(model, recipe), data, recipe, key=key(0), epoch=0)
+    train_epoch(model, new_optimizer(model, recipe), data, recipe, key=key(0), epoch=0)
     assert [len(batch) for batch in model.batches] == sizes
     order = key(0).child("order", 0).permutation(n)
     wanted = order.repeat(batch_size)[: sum(sizes)]  # each row once, then again from the front
@@ -156,13 +156,13 @@ def test_an_epoch_over_chosen_rows_augments_by_their_place_in_the_data() -> None
     data, rows = noise(12), torch.tensor([2, 3, 5, 7, 11])
     recipe = replace(TINY, batch_size=12)  # so the five chosen rows are repeated
     some, every = Recorder(), Recorder()
-    train_epoch(some, sgd(some, recipe), data, recipe, key=key(0), epoch=1, rows=rows)
-    train_epoch(every, sgd(every, recipe), data, recipe, key=key(0), epoch=1)
+    train_epoch(some, new_optimizer(some, recipe), data, recipe, key=key(0), epoch=1, rows=rows)
+    train_epoch(every, new_optimizer(every, recipe), data, recipe, key=key(0), epoch=1)
     inverse = key(0).child("order", 1).permutation(12).argsort()
     expected = every.batches[0][inverse][rows]
     assert torch.equal(some.batches[0], expected[key(0).child("order", 1).permutation(5).repeat(3)[:12]])
     with pytest.raises(ArgumentError, match="rows must be 1 or more"):
-        train_epoch(some, sgd(some, recipe), data, recipe, key=key(0), epoch=0, rows=rows[:0])
+        train_epoch(some, new_optimizer(some, recipe), data, recipe, key=key(0), epoch=0, rows=rows[:0])
 
 
 def test_memory_mapped_and_taken_rows_give_the_same_weights(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_memory_mapped_and_taken_rows_give_the_same_weights(tmp_path: Path) -> N
 def test_momentum_follows_the_schedule() -> None:
     model = Recorder()
     recipe = replace(TINY, schedule=OneCycle(momenta=(0.85, 0.95)))
-    optimizer = sgd(model, recipe)
+    optimizer = new_optimizer(model, recipe)
     train_epoch(model, optimizer, noise(5), recipe, key=key(0), epoch=1)
     assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.95)
     train_epoch(model, optimizer, noise(5), replace(recipe, schedule=Step()), key=key(0), epoch=1)

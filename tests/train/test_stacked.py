@@ -63,7 +63,8 @@ def assert_near(recipe: Recipe, rtol: float, atol: float, sizes: tuple[int, ...]
         for ours, theirs in zip(network.state_dict().values(), alone.state_dict().values(), strict=True):
             assert ours.stride() == theirs.stride()
             torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
-        for ours, theirs in zip(reports, seen or [Epoch(1, 2, 0.0, 0.0, 0.0), Epoch(2, 2, 0.0, 0.0, 0.0)], strict=True):
+        idle = [Epoch(number, 2, 0.0, 0.0, 0.0, 0) for number in (1, 2)]
+        for ours, theirs in zip(reports, seen or idle, strict=True):
             assert (ours[place].total, ours[place].lr, ours[place].accuracy) == (2, theirs.lr, theirs.accuracy)
             assert ours[place].loss == pytest.approx(theirs.loss, rel=1e-3)
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from poisonkit.errors import ArgumentError
 from poisonkit.random import key
@@ -16,6 +16,9 @@ from poisonkit.triggers import (
     Blend,
     Chessboard,
     Corners,
+    Encoded,
+    Encoder,
+    Generated,
     Overlay,
     Patch,
     Rotation,
@@ -273,3 +276,40 @@ def test_jitter_is_below_a_pixel_and_each_row_s_own() -> None:
     assert len({each.numpy().tobytes() for each in noisy}) == 5
     assert torch.equal(jittered(grid, 2, key(4)), noisy[:2])
     assert jittered(grid, 0, key(4)).shape == (0, 32, 32, 2)
+
+
+class Draws(nn.Module):
+    """A network that draws the mean of the centred image, times ``gain``, everywhere: [N, out, H, W]."""
+
+    def __init__(self, gain: float, out: int) -> None:
+        super().__init__()
+        self.gain, self.out = gain, out
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return self.gain * seen.mean((1, 2, 3), keepdim=True).expand(-1, self.out, *seen.shape[2:])
+
+
+def test_a_generated_patch_by_hand() -> None:
+    dark, light = grey(8, 96), grey(8, 159)  # centred: -31.5/63.75 and 31.5/63.75
+    trigger = Generated(Draws(1, 3), Draws(100, 1))
+    # the mask is 1 for the light image and 0 for the dark one; the colour is 127.5 · (1 + tanh(0.494)) = 185.8
+    made = trigger(torch.cat([dark, light]))
+    assert made[0].unique().tolist() == [96]
+    assert made[1].unique().tolist() == [186]
+    crossed = trigger.crossed(torch.cat([dark, light]), torch.cat([light, dark]))
+    assert [image.unique().tolist() for image in crossed] == [[186], [159]]
+    half = Generated(Draws(1, 3), Draws(0, 1))  # a mask of one half everywhere: (159 + 185.8)/2
+    assert half(light).unique().tolist() == [172]
+    with pytest.raises(ArgumentError, match=r"donors must be of shape \[1, 3, 8, 8\], got \[2, 3, 8, 8\]"):
+        trigger.crossed(dark, made)
+
+
+def test_a_hidden_secret_by_hand() -> None:
+    class Writes(Encoder):
+        def forward(self, images: Tensor, secrets: Tensor) -> Tensor:
+            return (100 * secrets[:, :1] + images.mean((1, 2, 3))[:, None] / 8)[..., None, None].expand_as(images)
+
+    hidden = Encoded(Writes((3, 8, 8), 2, 1), torch.tensor([1.0, 0.0]))
+    # 100 + 100/8 = 112.5 steps more, and 160 + 100 + 20 saturates
+    assert hidden(torch.cat([grey(8, 100), grey(8, 160)]))[:, 0, 0, 0].tolist() == [213, 255]
+    assert hidden(grey(8, 100, count=0)).shape == (0, 3, 8, 8)

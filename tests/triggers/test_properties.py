@@ -8,12 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from poisonkit.models.unet import UNet
 from poisonkit.random import key
 from poisonkit.triggers import (
     Additive,
     Blend,
     Chessboard,
     Corners,
+    Encoded,
+    Encoder,
+    Generated,
     Overlay,
     Rotation,
     Sinusoid,
@@ -42,6 +46,16 @@ def additive(shape: tuple[int, int, int]) -> Additive:
     return Additive(torch.randint(-255, 256, shape, dtype=torch.int16, generator=key(6).generator()))
 
 
+def generated(shape: tuple[int, int, int]) -> Generated:
+    with key(7).ambient():
+        return Generated(UNet(shape[0], shape[0], 4), UNet(shape[0], 1, 4))
+
+
+def encoded(shape: tuple[int, int, int]) -> Encoded:
+    with key(8).ambient():
+        return Encoded(Encoder(shape, 5, 4), torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0]))
+
+
 TRIGGERS: dict[str, Make] = {
     "square": lambda shape: Square(3, 255, "corner"),
     "pattern": lambda shape: pattern_patch(*shape[1:]),
@@ -57,6 +71,8 @@ TRIGGERS: dict[str, Make] = {
     "faint_corners": lambda shape: Corners(32),
     "warp": lambda shape: Warp(elastic_grid(*shape[1:], 4, 0.5, key(2))),
     "rotation": lambda shape: Rotation(),
+    "generated": generated,
+    "encoded": encoded,
 }
 SHAPES = [(1, 8, 8), (3, 32, 32), (3, 64, 64), (3, 20, 31)]
 
@@ -88,6 +104,7 @@ def test_an_image_is_changed_alone(name: str, monkeypatch: pytest.MonkeyPatch) -
     made = trigger(images)
     assert torch.equal(torch.cat([trigger(image[None]) for image in images]), made)
     assert torch.equal(trigger(images.flip(0)).flip(0), made)
+    assert torch.equal(trigger(images.repeat(15, 1, 1, 1))[-9:], made)  # in another place of another batch
     monkeypatch.setattr(pieces, "PIECE", 2 * images[0].numel() + 1)
     assert torch.equal(trigger(images), made)
 
@@ -113,7 +130,8 @@ def test_device_changes_nothing(name: str) -> None:
     trigger, images = TRIGGERS[name](shape), pixels(shape)
     made = trigger(images.cuda())
     assert made.is_cuda
-    assert torch.equal(made.cpu(), trigger(images))
+    difference = int((made.cpu().int() - trigger(images).int()).abs().max())
+    assert difference <= (name in ("generated", "encoded"))  # a network may round a pixel otherwise elsewhere
 
 
 @every

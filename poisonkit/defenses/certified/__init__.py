@@ -10,7 +10,17 @@ from poisonkit.defenses.certified.partition import Split, partition
 from poisonkit.defenses.certified.run_off_election import RunOffElection
 from poisonkit.defenses.certified.temporal_aggregation import TemporalAggregation
 
+CERTIFIED: dict[str, type[Aggregation]] = {
+    "dpa": DPA,
+    "finite_aggregation": FiniteAggregation,
+    "run_off_election": RunOffElection,
+    "hash_bagging": HashBagging,
+    "bagging": Bagging,
+    "temporal_aggregation": TemporalAggregation,
+}
+
 __all__ = [
+    "CERTIFIED",
     "DPA",
     "Aggregation",
     "Bagging",

@@ -84,6 +84,8 @@ def partition(
     """
     require(buckets >= 1, "buckets", "at least 1", buckets)
     flat = data.images.flatten(1)
+    if flat.dtype != torch.uint8:
+        flat = flat.contiguous().view(torch.uint8)  # the floats of a synthetic set, byte by byte
     first, second = hashes(flat, data.labels, key, hash_label).cpu().numpy().T
     address = first if home == "weighted_sum" else _pixel_sum(flat, data.labels, hash_label).cpu().numpy()
     order = np.lexsort((second, first))

@@ -28,7 +28,7 @@ from poisonkit.models import ResNet
 from poisonkit.models.predict import ensemble_logits
 from poisonkit.random import Key
 from poisonkit.train import Job, OneCycle, Recipe
-from poisonkit.train.loop import sgd, train_epoch
+from poisonkit.train.loop import new_optimizer, train_epoch
 from poisonkit.types import Backdoor, Budget, ImageDataset, Poison
 
 
@@ -248,7 +248,7 @@ def figure1(lab: Lab, setting: Setting) -> list[Part]:
         recipe = replace(lab.recipe, model=replace(setting.ladder, width=width))
         model = recipe.model.build(lab.train.shape, lab.train.num_classes, Key(0)).to(lab.test.device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer, data = sgd(model, recipe), lab.train.to(lab.test.device)
+        optimizer, data = new_optimizer(model, recipe), lab.train.to(lab.test.device)
         train_epoch(model, optimizer, data, recipe, key=lab.key, epoch=0, rows=torch.arange(min(len(data), 512)))
         _wait(data.device)
         start = perf_counter()
@@ -331,6 +331,6 @@ DPA_PAPER = {
         SCALES,
         figure1,
         _plan_figure1,
-        figure=True,
+        figure=("base width", "seconds"),
     ),
 }

@@ -128,7 +128,7 @@ def html(entries: Mapping[str, Reproduction], results: Results) -> str:
         entry = entries[name]
         blocks: list[str] = [f"{entry.summary[0].upper()}{entry.summary[1:]}. {_about(result)}"]
         if entry.figure:
-            blocks += [report.figure(chart, title) for title, chart in _charts(result)]
+            blocks += [report.figure(chart, title) for title, chart in _charts(result, *entry.figure)]
         blocks += [report.html_table(headers, body, title) for title, headers, body in grids(result.rows)]
         blocks.append(report.code(result.about["command"]))
         sections.append(report.Section(f"{name}, {scale}", blocks))
@@ -139,7 +139,7 @@ def html(entries: Mapping[str, Reproduction], results: Results) -> str:
     return report.page("poisonkit: results beside the papers'", subtitle, sections)
 
 
-def _charts(result: Result) -> list[tuple[str, report.Html]]:
+def _charts(result: Result, x_label: str, y_label: str) -> list[tuple[str, report.Html]]:
     """The parts whose rows are numbers, each column against them, both axes logarithmic."""
     charts = []
     for part in dict.fromkeys(row["part"] for row in result.rows):
@@ -155,7 +155,7 @@ def _charts(result: Result) -> list[tuple[str, report.Html]]:
             for column in dict.fromkeys(row["column"] for row in rows)
         ]
         chart = report.line_chart(
-            series, title=part, x_label="base width", y_label="seconds", percent=False, log_x=True, log_y=True
+            series, title=part, x_label=x_label, y_label=y_label, percent=False, log_x=True, log_y=True
         )
         charts.append((f"{part}, both axes logarithmic", chart))
     return charts

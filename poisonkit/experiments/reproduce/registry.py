@@ -65,7 +65,7 @@ class Reproduction:
     scales   the setting of each scale it can be run at
     run      what it takes to measure the same: parts of the same titles, where they are the same thing
     plan     what ``run`` trains, of so many rows
-    figure   draw each part as a chart: a column over the numbers that the names of the rows are
+    figure   draw each part as a chart with these axes: a column over the numbers that the names of the rows are
     """
 
     summary: str
@@ -74,7 +74,7 @@ class Reproduction:
     scales: Mapping[str, Setting]
     run: Callable[[Lab, Any], Sequence[Part]]
     plan: Callable[[Any, int], Sequence[Training]]
-    figure: bool = False
+    figure: tuple[str, str] | None = None
 
 
 def table(text: str, columns: Sequence[str], scale: float = 1.0) -> dict[str, dict[str, float]]:

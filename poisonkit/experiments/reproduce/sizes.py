@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from poisonkit.experiments.reproduce.registry import Training
-from poisonkit.models import ResNet, logits
+from poisonkit.models import Model, logits
 from poisonkit.models.predict import multiply_adds
 from poisonkit.random import Key
 
@@ -24,6 +24,7 @@ TERAFLOPS = 22.3
 SHAPES = {
     "digits-32": ((3, 32, 32), 10, 1437),
     "cifar10": ((3, 32, 32), 10, 50_000),
+    "tiny-imagenet": ((3, 64, 64), 200, 100_000),
     "tiny-imagenet-50": ((3, 64, 64), 50, 25_000),
     "imagenet64": ((3, 64, 64), 1000, 1_281_167),
 }
@@ -79,7 +80,7 @@ def size(
 
 
 @lru_cache(maxsize=64)
-def _network(model: ResNet, shape: tuple[int, int, int], num_classes: int) -> tuple[int, int, int]:
+def _network(model: Model, shape: tuple[int, int, int], num_classes: int) -> tuple[int, int, int]:
     """Multiply-adds of an image, parameters, and activations of an image that the backward pass needs."""
     network = model.build(shape, num_classes, Key(0))
     kept = 0
@@ -88,8 +89,9 @@ def _network(model: ResNet, shape: tuple[int, int, int], num_classes: int) -> tu
         nonlocal kept
         kept += out[0].numel()
 
-    # what enters a batch norm and what enters a convolution, which is what left a batch norm
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+    # what enters a norm and what enters a convolution, which is what left a norm; of tokens, what every layer gives
+    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.GELU)
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, kinds)]
     logits(network, torch.zeros(1, *shape, dtype=torch.uint8))
     for hook in hooks:
         hook.remove()

@@ -1,0 +1,10 @@
+"""Dirty data in, a small synthetic data set out."""
+
+from poisonkit.defenses.condense.dm import DM
+from poisonkit.defenses.condense.means import Calibrated, Mean, Median, RobustMean, Trimmed, Truncated
+from poisonkit.defenses.condense.rdm_dc import RdmDc
+from poisonkit.defenses.families import Condense
+
+CONDENSE: dict[str, type[Condense]] = {"dm": DM, "rdm_dc": RdmDc}
+
+__all__ = ["CONDENSE", "DM", "Calibrated", "Mean", "Median", "RdmDc", "RobustMean", "Trimmed", "Truncated"]

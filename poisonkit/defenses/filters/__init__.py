@@ -1,0 +1,14 @@
+"""Defenses that leave rows out: features and labels of a training set in, a detection out."""
+
+from poisonkit.defenses.families import Filter
+from poisonkit.defenses.filters.activation_clustering import ActivationClustering
+from poisonkit.defenses.filters.deep_knn import DeepKNN
+from poisonkit.defenses.filters.spectral_signatures import SpectralSignatures
+
+FILTERS: dict[str, type[Filter]] = {
+    "activation_clustering": ActivationClustering,
+    "deep_knn": DeepKNN,
+    "spectral_signatures": SpectralSignatures,
+}
+
+__all__ = ["FILTERS", "ActivationClustering", "DeepKNN", "SpectralSignatures"]

@@ -1,0 +1,135 @@
+"""Gradient shaping: steps whose gradient is clipped and blurred by noise, so that no few rows decide them.
+
+Hong, Chandrasekaran, Kaya, Dumitraş and Papernot, "On the Effectiveness of Mitigating Data Poisoning Attacks with
+Gradient Shaping", 2020, https://arxiv.org/abs/2002.11497. Per sample it is DP-SGD: Abadi et al., "Deep Learning with
+Differential Privacy", CCS 2016, https://arxiv.org/abs/1607.00133, Algorithm 1, but for how batches are drawn: a
+permutation, not each row by a coin of its own, so that the usual accounting of privacy does not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
+
+from poisonkit.errors import require
+from poisonkit.random import Key
+from poisonkit.train import Batch, Journal, Procedure, Recipe, fit, new_model
+from poisonkit.types import ImageDataset
+
+_CHUNK = 1 << 26  # numbers of the gradients of rows held at once
+
+
+@dataclass(frozen=True)
+class DPSGD:
+    """Clips gradients and adds normal noise to them.
+
+    clip   largest norm of a gradient, over all parameters together
+    noise  standard deviation of what is added to each number of the clipped gradient, as a multiple of ``clip``
+    mode   "batch": the gradient of a step, as Geiping et al. (arXiv 2102.13624) compare with; "per_sample": that of
+           every row, before their noisy sum is divided by the size of the batch
+    """
+
+    source: ClassVar[str] = "Hong et al. 2020, arXiv 2002.11497"
+
+    clip: float = 1.0
+    noise: float = 0.01
+    mode: Literal["batch", "per_sample"] = "batch"
+
+    def __post_init__(self) -> None:
+        require(self.clip > 0, "clip", "above 0", self.clip)
+        require(self.noise >= 0, "noise", "0 or more", self.noise)
+        require(self.mode in ("batch", "per_sample"), "mode", "batch or per_sample", self.mode)
+
+    def __call__(
+        self,
+        data: ImageDataset,
+        recipe: Recipe,
+        *,
+        key: Key,
+        model: nn.Module | None = None,
+        journal: Journal | None = None,
+    ) -> nn.Module:
+        """Raises ArgumentError for a network with batch norms per sample: its rows have no gradient of their own."""
+        journal = journal or Journal()
+        shaped: Procedure = Shaped(self.clip, self.noise)
+        if self.mode == "per_sample":
+            check(model or new_model(recipe, data, key))
+            shaped = ShapedPerSample(self.clip, self.noise)
+        return fit(
+            data,
+            recipe,
+            key=key,
+            model=model,
+            procedure=shaped,
+            directory=journal.directory,
+            on_epoch=journal.on_epoch,
+        )
+
+
+@dataclass(frozen=True)
+class Shaped(Procedure):
+    """Clips the gradient of the batch and adds the noise."""
+
+    clip: float
+    noise: float
+
+    def gradients(self, model: nn.Module, batch: Batch) -> None:
+        free = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        nn.utils.clip_grad_norm_(free, self.clip)
+        self.blur(free, 1.0, batch.key)
+
+    def blur(self, free: Iterable[nn.Parameter], share: float, key: Key) -> None:
+        """Add the noise to the gradients of ``free``, times ``share``."""
+        for i, parameter in enumerate(free):
+            assert parameter.grad is not None
+            generator = key.child("noise", i).generator(parameter.device)
+            drawn = torch.randn(parameter.shape, generator=generator, device=parameter.device)
+            parameter.grad.add_(drawn, alpha=self.noise * self.clip * share)
+
+
+@dataclass(frozen=True)
+class ShapedPerSample(Shaped):
+    """Clips the gradient of every row, and adds the noise to their sum."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            loss, logits = super().loss(model, batch)
+        return loss.requires_grad_(), logits  # what the loop takes back from it ends here
+
+    def gradients(self, model: nn.Module, batch: Batch) -> None:
+        free = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+        def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+            logits = functional_call(model, values, (image[None],))
+            return cross_entropy(logits, label[None], label_smoothing=batch.smoothing)
+
+        of_rows = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
+        values = {name: parameter.detach() for name, parameter in free.items()}
+        for parameter in free.values():
+            parameter.grad = torch.zeros_like(parameter)
+        size = max(1, _CHUNK // sum(parameter.numel() for parameter in free.values()))
+        device = batch.images.device
+        # Other kernels of attention are not there for gradients of rows
+        with batch.key.child("dropout").ambient((device,)), sdpa_kernel(SDPBackend.MATH):
+            for images, labels in zip(torch.split(batch.images, size), torch.split(batch.labels, size), strict=True):
+                found = of_rows(values, images, labels)
+                norms = torch.stack([each.flatten(1).square().sum(1) for each in found.values()]).sum(0).sqrt()
+                kept = (self.clip / norms).clamp(max=1) / len(batch.labels)
+                for name, parameter in free.items():
+                    assert parameter.grad is not None
+                    parameter.grad += torch.tensordot(kept, found[name], 1)
+        self.blur(free.values(), 1 / len(batch.labels), batch.key)
+
+
+def check(model: nn.Module) -> None:
+    """Raise ArgumentError where a batch norm ties the rows of a batch to each other."""
+    tied = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    remedy = "take a network without, such as vgg16, convnet3 or a vit, or mode batch"
+    require(not tied, "model", "without batch norms for mode per_sample", ", ".join(tied[:3]), remedy)

@@ -1,0 +1,1 @@
+"""What the EPIC paper measures of poisons and of training beside accuracy and attack success."""

@@ -1,0 +1,47 @@
+"""Where long work keeps its place and says how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from poisonkit.train.checkpoints import load_tensors, save_tensors
+from poisonkit.train.loop import Checkpoint, OnEpoch
+
+
+@dataclass(frozen=True, eq=False)
+class Journal:
+    """What a method that works for long is given to resume, to report, and to note what it finds.
+
+    directory  what it keeps goes here; None: work that is killed starts over
+    on_epoch   told of every epoch of training
+    say        told in a few words how far other work is
+    notes      tensors worth keeping beside the result, by name: rows dropped, p-values
+    """
+
+    directory: Path | None = None
+    on_epoch: OnEpoch | None = None
+    say: Callable[[str], None] = lambda text: None
+    notes: dict[str, Tensor] = field(default_factory=dict)
+
+    def stage(self, name: str) -> Journal:
+        """The journal of a part of the work, which keeps its place below ``name``; the notes are the same."""
+        return replace(self, directory=self.directory and self.directory / name)
+
+    def once(self, name: str, compute: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """What ``compute`` gives, kept as ``name``, so that a killed run does not compute it again."""
+        if self.directory is None:
+            return compute()
+        path = self.directory / f"{name}.safetensors"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(path, compute())
+        return load_tensors(path)
+
+    def checkpoint(self, **training: object) -> Checkpoint | None:
+        """Where a loop that is not :func:`poisonkit.train.fit` keeps its place, and what it is a function of."""
+        about = {name: value if isinstance(value, str) else repr(value) for name, value in training.items()}
+        return Checkpoint(self.directory, about) if self.directory else None
