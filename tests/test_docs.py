@@ -63,7 +63,7 @@ def runnable(command: str) -> list[str]:
         return ["make", "--dry-run", *words[1:]]
     if words[:3] == ["python", "-m", "bench"]:
         return [sys.executable, *words[1:], *([] if len(words) > 3 else ["--list"])]
-    if words[0] == "python" and words[1].endswith("/photographs.py"):  # minutes
+    if words[0] == "python" and words[1].startswith("examples/"):  # minutes
         return [sys.executable, words[1], "--help"]
     if words[0].endswith(".sh"):
         return ["bash", "-n", words[0]]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from photographs import trials
 from torch import Tensor, nn
 
+from examples.targeted_attacks import trials
 from poisonkit import data
 from poisonkit.attacks import (
     AdaptiveMatching,
@@ -388,7 +388,7 @@ def test_it_is_known_for_what_it_is(attack: Any) -> None:
 
 @pytest.mark.slow
 def test_bullseye_polytope_succeeds_on_photographs(data_root: Path) -> None:
-    """Nine in ten or so; the bound leaves room for other processors."""
+    """Four of these five where it was measured; the bound leaves room for other processors."""
     found = list(trials(data_root, "transfer", "bullseye_polytope", seeds=range(5), rate=0.01))
     assert sum(each["undefended"]["success"] for each in found) >= 3
     assert not any(each["clean"]["success"] for each in found)

@@ -100,11 +100,12 @@ def test_table_1_with_few_defenses(lab: Lab, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 def test_table_1(lab: Lab) -> None:
-    parts = {part.title: part.numbers for part in reproduce.table1(lab, SCALES["smoke"])}
+    setting = replace(SCALES["smoke"], attacks=("BadNet",))
+    parts = {part.title: part.numbers for part in reproduce.table1(lab, setting)}
     assert list(parts) == [paper.PACC, paper.ASR, paper.ACC]  # one seed has no deviation
     assert set(parts[paper.ACC]) == {row for part in paper.TABLE1 for row in part.numbers}
-    assert list(parts[paper.ACC]["MMDF"]) == ["chessboard", "BadNet", paper.NO_ATTACK]
-    assert list(parts[paper.ASR]["MMDF"]) == ["chessboard", "BadNet"]
+    assert list(parts[paper.ACC]["MMDF"]) == ["BadNet", paper.NO_ATTACK]
+    assert list(parts[paper.ASR]["MMDF"]) == ["BadNet"]
     assert all(0 <= value <= 1 for numbers in parts.values() for row in numbers.values() for value in row.values())
 
 

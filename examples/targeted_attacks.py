@@ -1,6 +1,6 @@
 """Targeted attacks on photographs of CIFAR-10, at a size for one thread: how often they succeed, and against EPIC.
 
-    python tests/attacks/photographs.py scratch gradient_matching --root data/ --seeds 10
+    python examples/targeted_attacks.py scratch gradient_matching --root data/ --seeds 10
 
 prints a line of JSON a trial, and the rates. A trial is a seed: the target is class seed mod 10, the victim a test
 image of one of the other nine, which go round. The attacker's network is one for all trials, kept with --keep. Networks
@@ -140,8 +140,8 @@ def main() -> None:
         **changed,
     ):
         found.append(trial)
-        print(json.dumps(trial), flush=True)  # noqa: T201
-    print(json.dumps(rates(found)))  # noqa: T201
+        print(json.dumps(trial), flush=True)
+    print(json.dumps(rates(found)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Filters on photographs of CIFAR-10: which of a backdoor's rows they find, and what is left of it after training anew.
 
-    python tests/defenses/photographs.py badnets_random --rate 0.05 --root data/ --retrain spectral_signatures
+    python examples/filters.py badnets_random --rate 0.05 --root data/ --retrain spectral_signatures
 
 prints the undefended network, then a line a filter. docs/rivals.md says what was found.
 """
@@ -69,7 +69,7 @@ def main() -> None:
         shares = report.percent(hit / int(bad.sum())), report.percent(hit / max(1, total))
         rows.append([name, str(total), *shares, *again])
     headers = ["filter", "rows left out", "recall", "precision", "clean accuracy", "attack success"]
-    print(report.text_table(headers, rows))  # noqa: T201
+    print(report.text_table(headers, rows))
 
 
 if __name__ == "__main__":
