@@ -23,6 +23,7 @@ from poisonkit.experiments import (
     WITH_CLEAN,
     Comparison,
     arrange,
+    check,
     compare,
     defend,
     family,
@@ -191,6 +192,7 @@ def execute(
     if isinstance(plan.defense, Aggregation):
         _certified(plan, train, test, poison, about, name, engine, arguments)
         return
+    check(plan.defense, plan.recipe, train)
     run = Run(arguments.out, {**about, "environment": environment(test.device)}, overwrite=arguments.overwrite)
     lab = Lab(run, train, test, plan.recipe, root, engine, Progress())
     with run.lock("report", tell=lambda holder: lab.progress.line(f"the run is with {holder}; waiting for it")):

@@ -1,7 +1,7 @@
 """Named experiments: poison a training set, train with and without a defense, measure, report."""
 
 from poisonkit.experiments.comparison import Comparison, arrange, compare, prepare, stacking
-from poisonkit.experiments.families import WITH_CLEAN, defend, family, set_aside
+from poisonkit.experiments.families import WITH_CLEAN, check, defend, family, set_aside
 from poisonkit.experiments.measures import Row
 from poisonkit.experiments.presets import EXPERIMENTS, RECIPES, Experiment
 
@@ -13,6 +13,7 @@ __all__ = [
     "Experiment",
     "Row",
     "arrange",
+    "check",
     "compare",
     "defend",
     "family",

@@ -26,7 +26,7 @@ from poisonkit.experiments.measures import Row, asked, attacked
 from poisonkit.models import predict
 from poisonkit.models.features import features
 from poisonkit.random import Key
-from poisonkit.train import Journal, Procedure, Recipe, fit
+from poisonkit.train import Journal, Procedure, Recipe, fit, new_model
 from poisonkit.types import Detection, ImageDataset, Poison
 
 # those that are given a few clean images, which the measures then leave out
@@ -51,6 +51,12 @@ def set_aside(test: ImageDataset, per_class: int, key: Key) -> tuple[ImageDatase
     taken = torch.zeros(len(test), dtype=torch.bool, device=test.device)
     taken[torch.cat([rows[:per_class] for rows in by_class])] = True
     return test.take(taken.nonzero()[:, 0]), test.take((~taken).nonzero()[:, 0])
+
+
+def check(defense: object, recipe: Recipe, data: ImageDataset) -> None:
+    """Raise ArgumentError where ``defense`` knows beforehand that it cannot do with the network of ``recipe``."""
+    if look := getattr(defense, "check_model", None):
+        look(new_model(recipe, data, Key(0)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -165,6 +165,13 @@ def test_what_has_no_parts_is_not_cut(monkeypatch: pytest.MonkeyPatch, capsys: p
         assert "the run must be without --only, --print-job, --stack and --engine ray" in capsys.readouterr().err
 
 
+def test_what_cannot_be_done_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for defense in (["attn_block"], ["dp_sgd", "--defense.mode", "per_sample"]):
+        assert main(["run", *SMALL, "--clean", "3", "--defense", *defense, "--out", str(tmp_path / "run")]) == 2
+        assert "model must be" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+
 def test_clean_images_are_balanced_and_apart() -> None:
     _, test = load("digits")
     clean, rest = set_aside(test, 5, key(0))

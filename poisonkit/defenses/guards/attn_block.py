@@ -49,11 +49,16 @@ class AttnBlock:
         require(0 <= self.discard < 1, "discard", "a share in [0, 1)", self.discard)
         require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
 
+    def check_model(self, model: nn.Module) -> None:
+        """Raise ArgumentError for a network without attention that can be looked at."""
+        with attentions(model):
+            pass
+
     def __call__(
         self, model: nn.Module, clean: ImageDataset | None, *, key: Key, journal: Journal | None = None
     ) -> Blocking:
-        with attentions(model):  # raises where there are none
-            return Blocking(model, self)
+        self.check_model(model)
+        return Blocking(model, self)
 
 
 class Blocking:

@@ -47,6 +47,13 @@ class DPSGD:
         require(self.noise >= 0, "noise", "0 or more", self.noise)
         require(self.mode in ("batch", "per_sample"), "mode", "batch or per_sample", self.mode)
 
+    def check_model(self, model: nn.Module) -> None:
+        """Raise ArgumentError where each row is to have a gradient, and a batch norm ties it to the others."""
+        tied = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        remedy = "take a network without, such as vgg16, convnet3 or a vit, or mode batch"
+        alone = self.mode == "batch" or not tied
+        require(alone, "model", "without batch norms for mode per_sample", ", ".join(tied[:3]), remedy)
+
     def __call__(
         self,
         data: ImageDataset,
@@ -59,8 +66,8 @@ class DPSGD:
         """Raises ArgumentError for a network with batch norms per sample: its rows have no gradient of their own."""
         journal = journal or Journal()
         shaped: Procedure = Shaped(self.clip, self.noise)
+        self.check_model(model or new_model(recipe, data, key))
         if self.mode == "per_sample":
-            check(model or new_model(recipe, data, key))
             shaped = ShapedPerSample(self.clip, self.noise)
         return fit(
             data,
@@ -126,10 +133,3 @@ class ShapedPerSample(Shaped):
                     assert parameter.grad is not None
                     parameter.grad += torch.tensordot(kept, found[name], 1)
         self.blur(free.values(), 1 / len(batch.labels), batch.key)
-
-
-def check(model: nn.Module) -> None:
-    """Raise ArgumentError where a batch norm ties the rows of a batch to each other."""
-    tied = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    remedy = "take a network without, such as vgg16, convnet3 or a vit, or mode batch"
-    require(not tied, "model", "without batch norms for mode per_sample", ", ".join(tied[:3]), remedy)
