@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from targeted_attacks import trials
 from torch import Tensor, nn
 
-from examples.targeted_attacks import trials
 from poisonkit import data
 from poisonkit.attacks import (
     AdaptiveMatching,
