@@ -56,10 +56,11 @@ def trials(
     seeds: range,
     rate: float,
     medoids: float = 0.0,
+    warmup: int | None = None,
     keep: Path | None = None,
     **changed: Any,
 ) -> Iterator[dict[str, Any]]:
-    """What came of each trial; ``medoids`` of EPIC, 0 for none."""
+    """What came of each trial; ``medoids`` of EPIC, 0 for none, and its ``warmup``."""
     train, test = data.load("cifar10", root)
     pool, first = some(test, 1000), some(train, 2500)
     model = fit(first, RECIPE, key=key(999), directory=keep)
@@ -90,7 +91,7 @@ def trials(
         dirty = poison.apply(train)
         networks = {"clean": clean, "undefended": trained(dirty, seed)}
         if medoids:
-            networks["epic"] = trained(dirty, seed, EPIC(medoids, every=None if scratch else 1))
+            networks["epic"] = trained(dirty, seed, EPIC(medoids, warmup=warmup, every=None if scratch else 1))
         found = {"seed": seed, "poisons": len(poison.rows), "loss": round(float(state["loss"].min()), 3)}
         for label, network in networks.items():
             probabilities = logits(network, seen(poison.goal.images)).softmax(1)[0]
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("--eps", type=float)
     parser.add_argument("--soft", action="store_true", help="no eps: feature collision's pull instead")
     parser.add_argument("--medoids", type=float, default=0.0)
+    parser.add_argument("--warmup", type=int, help="epochs before EPIC's first look (default: its own rule)")
     parser.add_argument("--keep", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -136,6 +138,7 @@ def main() -> None:
         seeds=range(arguments.first, arguments.first + arguments.seeds),
         rate=arguments.rate,
         medoids=arguments.medoids,
+        warmup=arguments.warmup,
         keep=arguments.keep,
         **changed,
     ):
