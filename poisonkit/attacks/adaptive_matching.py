@@ -17,23 +17,20 @@ from torch.nn.functional import one_hot
 
 from poisonkit.attacks.crafting import SURROGATE, Fit, State, surrogate
 from poisonkit.attacks.gradient_matching import augmented, matching
-from poisonkit.attacks.targeted import Aim, bases, best, case, falling, poisoned
+from poisonkit.attacks.targeted import Aim, KnownImages, bases, best, case, falling
 from poisonkit.data.augment import Augment
 from poisonkit.errors import require
 from poisonkit.models import logits
 from poisonkit.perturb import descend
 from poisonkit.random import Key
 from poisonkit.train import Journal, Recipe, fit
-from poisonkit.types import Budget, ImageDataset, Poison
+from poisonkit.types import Budget, ImageDataset
 
 
 @dataclass(frozen=True)
-class AdaptiveMatching:
+class AdaptiveMatching(KnownImages):
     """Gradient matching with poisons that keep each other company, against EPIC.
 
-    target        the class the attacker wants, of which the poisoned rows are
-    victim_class  of the images to be misclassified; None for any but the target
-    count         how many of them
     eps           largest change of a pixel
     steps         of Adam on the sign of the gradient
     rate          its first step, in pixel steps
@@ -45,11 +42,7 @@ class AdaptiveMatching:
     """
 
     source: ClassVar[str] = "after Yang et al. 2022, https://proceedings.mlr.press/v162/yang22j.html, section 3.6"
-    needs_victims: ClassVar[bool] = True
 
-    target: int = 0
-    victim_class: int | None = None
-    count: int = 1
     eps: float = 16.0
     steps: int = 250
     rate: float = 4.0
@@ -94,20 +87,6 @@ class AdaptiveMatching:
             )
 
         return best(what, attempt, self.restarts, data, journal or Journal())
-
-    def __call__(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        state: State | None = None,
-    ) -> Poison:
-        """Poison as many rows as ``budget`` allows, or ``rows``."""
-        state = state or self.craft(data, budget, key=key, victims=victims, rows=rows)
-        return poisoned(data, budget, state, self)
 
 
 def tightest(models: list[nn.Module], data: ImageDataset, budget: Budget, aim: Aim, key: Key) -> Tensor:

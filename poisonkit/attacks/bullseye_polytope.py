@@ -15,19 +15,16 @@ from torch import Tensor
 
 from poisonkit.attacks.crafting import SURROGATE, Fit, State
 from poisonkit.attacks.polytopes import pull, relative
-from poisonkit.attacks.targeted import best, case, networks, poisoned
+from poisonkit.attacks.targeted import Case, KnownImages, best, networks
 from poisonkit.random import Key
-from poisonkit.train import Journal, Recipe, fit
-from poisonkit.types import Budget, ImageDataset, Poison
+from poisonkit.train import Journal, Recipe
+from poisonkit.types import Budget, ImageDataset
 
 
 @dataclass(frozen=True)
-class BullseyePolytope:
+class BullseyePolytope(KnownImages):
     """Clean-label images around a known one in feature space.
 
-    target        the class the attacker wants, of which the poisoned rows are
-    victim_class  of the images to be misclassified; None for any but the target
-    count         how many of them
     eps           largest change of a pixel
     steps         of Adam
     rate          of Adam, in pixel steps
@@ -37,11 +34,7 @@ class BullseyePolytope:
     """
 
     source: ClassVar[str] = "Aghakhani et al. 2021, arXiv 2005.00191"
-    needs_victims: ClassVar[bool] = True
 
-    target: int = 0
-    victim_class: int | None = None
-    count: int = 1
     eps: float = 8.0
     steps: int = 1200
     rate: float = 10.0
@@ -49,40 +42,14 @@ class BullseyePolytope:
     networks: int = 1
     surrogate: Recipe = SURROGATE
 
-    def craft(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        fit: Fit = fit,
-        journal: Journal | None = None,
-    ) -> State:
-        """The poison, as tensors."""
-        what = case(self, data, budget, victims, key, rows)
+    def solve(self, what: Case, data: ImageDataset, budget: Budget, key: Key, fit: Fit, journal: Journal) -> State:
         models = networks(self.surrogate, data, key, self.networks, fit)
 
         def attempt(i: int) -> tuple[Tensor, float]:
             start = what.random(self.eps, key.child("start", i)) if i else what.base.float()
             return pull(models, what, bullseye, start, steps=self.steps, rate=self.rate)
 
-        return best(what, attempt, self.restarts, data, journal or Journal())
-
-    def __call__(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        state: State | None = None,
-    ) -> Poison:
-        """Poison as many rows as ``budget`` allows, or ``rows``."""
-        state = state or self.craft(data, budget, key=key, victims=victims, rows=rows)
-        return poisoned(data, budget, state, self)
+        return best(what, attempt, self.restarts, data, journal)
 
 
 def bullseye(poisons: list[Tensor], centres: list[Tensor]) -> Tensor:

@@ -15,19 +15,16 @@ from torch import Tensor
 
 from poisonkit.attacks.crafting import SURROGATE, Fit, State
 from poisonkit.attacks.polytopes import pull, relative
-from poisonkit.attacks.targeted import best, case, networks, poisoned
+from poisonkit.attacks.targeted import Case, KnownImages, best, networks
 from poisonkit.random import Key
-from poisonkit.train import Journal, Recipe, fit
-from poisonkit.types import Budget, ImageDataset, Poison
+from poisonkit.train import Journal, Recipe
+from poisonkit.types import Budget, ImageDataset
 
 
 @dataclass(frozen=True)
-class ConvexPolytope:
+class ConvexPolytope(KnownImages):
     """Clean-label images whose features have a known image in their convex hull.
 
-    target        the class the attacker wants, of which the poisoned rows are
-    victim_class  of the images to be misclassified; None for any but the target
-    count         how many of them
     eps           largest change of a pixel
     steps         of Adam, each after ``inner`` steps of the coefficients
     rate          of Adam, in pixel steps
@@ -38,11 +35,7 @@ class ConvexPolytope:
     """
 
     source: ClassVar[str] = "Zhu et al. 2019, arXiv 1905.05897"
-    needs_victims: ClassVar[bool] = True
 
-    target: int = 0
-    victim_class: int | None = None
-    count: int = 1
     eps: float = 8.0
     steps: int = 1200
     rate: float = 10.0
@@ -51,19 +44,7 @@ class ConvexPolytope:
     networks: int = 1
     surrogate: Recipe = SURROGATE
 
-    def craft(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        fit: Fit = fit,
-        journal: Journal | None = None,
-    ) -> State:
-        """The poison, as tensors."""
-        what = case(self, data, budget, victims, key, rows)
+    def solve(self, what: Case, data: ImageDataset, budget: Budget, key: Key, fit: Fit, journal: Journal) -> State:
         models = networks(self.surrogate, data, key, self.networks, fit)
 
         def attempt(i: int) -> tuple[Tensor, float]:
@@ -78,21 +59,7 @@ class ConvexPolytope:
             start = what.random(self.eps, key.child("start", i)) if i else what.base.float()
             return pull(models, what, loss, start, steps=self.steps, rate=self.rate)
 
-        return best(what, attempt, self.restarts, data, journal or Journal())
-
-    def __call__(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        state: State | None = None,
-    ) -> Poison:
-        """Poison as many rows as ``budget`` allows, or ``rows``."""
-        state = state or self.craft(data, budget, key=key, victims=victims, rows=rows)
-        return poisoned(data, budget, state, self)
+        return best(what, attempt, self.restarts, data, journal)
 
 
 def coefficients(features: Tensor, centre: Tensor, start: Tensor, steps: int) -> Tensor:

@@ -11,63 +11,25 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from poisonkit.attacks.crafting import State
-from poisonkit.attacks.targeted import case, poisoned
+from poisonkit.attacks.crafting import Fit, State
+from poisonkit.attacks.targeted import Case, KnownImages
 from poisonkit.random import Key
 from poisonkit.train import Journal
-from poisonkit.types import Budget, ImageDataset, Poison
+from poisonkit.types import Budget, ImageDataset
 
 
 @dataclass(frozen=True)
-class Direct:
+class Direct(KnownImages):
     """Rows of the class ``target`` become copies of the victims and keep their label. It takes no bound on pixels.
 
     All of them are of one class: a budget of 1 % of ten equal classes is a tenth of that class.
 
-    target        the class the attacker wants, of which the poisoned rows are
-    victim_class  of the images to be misclassified; None for any but the target
-    count         how many of them, which take turns
+    count  how many victims there are, which take turns
     """
 
     source: ClassVar[str] = "Zheng and Li 2023, https://proceedings.mlr.press/v216/zheng23a.html"
-    needs_victims: ClassVar[bool] = True
 
-    target: int = 0
-    victim_class: int | None = None
-    count: int = 1
-
-    @property
-    def eps(self) -> None:
-        """There is no bound."""
-        return
-
-    def craft(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        journal: Journal | None = None,
-    ) -> State:
-        """The poison, as tensors."""
-        what = case(self, data, budget, victims, key, rows)
+    def solve(self, what: Case, data: ImageDataset, budget: Budget, key: Key, fit: Fit, journal: Journal) -> State:
         turns = torch.arange(len(what.rows), device=data.device) % self.count
         return what.state(what.victims[turns].float(), [])
-
-    def __call__(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        state: State | None = None,
-    ) -> Poison:
-        """Poison as many rows as ``budget`` allows, or ``rows``; ArgumentError for a budget with ``eps``."""
-        state = state or self.craft(data, budget, key=key, victims=victims, rows=rows)
-        return poisoned(data, budget, state, self)

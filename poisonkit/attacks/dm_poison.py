@@ -13,28 +13,26 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from poisonkit.attacks.crafting import State
-from poisonkit.attacks.targeted import best, case, poisoned
+from poisonkit.attacks.crafting import Fit, State
+from poisonkit.attacks.targeted import Case, KnownImages, best
 from poisonkit.data.siamese import Siamese
 from poisonkit.models import ConvNet, Model
 from poisonkit.perturb import descend, embedded
 from poisonkit.random import Key
 from poisonkit.train import Journal
-from poisonkit.types import Budget, ImageDataset, Poison
+from poisonkit.types import Budget, ImageDataset
 
 # Random networks by which the restarts are compared, the same for all
 JUDGES = 8
 
 
 @dataclass(frozen=True)
-class DMPoison:
+class DMPoison(KnownImages):
     """Clean-label images against dataset condensation by distribution matching.
 
     All of them are of the class ``target``: a budget of 1 % of ten equal classes is a tenth of that class, and it is
     this tenth that a defense has to withstand. ``Budget(per_class=True)`` gives the share of the class itself.
 
-    target        the class the attacker wants, of which the poisoned rows are
-    victim_class  of the images to be misclassified; None for any but the target
     count         how many of them; the features of several are averaged
     eps           largest change of a pixel
     steps         of Adam on the sign of the gradient, each with a new random network
@@ -45,11 +43,7 @@ class DMPoison:
     """
 
     source: ClassVar[str] = "Zheng and Li 2023, https://proceedings.mlr.press/v216/zheng23a.html"
-    needs_victims: ClassVar[bool] = True
 
-    target: int = 0
-    victim_class: int | None = None
-    count: int = 1
     eps: float = 64.0
     steps: int = 250
     rate: float = 1.0
@@ -57,19 +51,7 @@ class DMPoison:
     model: Model = field(default_factory=ConvNet)
     augment: Siamese | None = field(default_factory=Siamese)
 
-    def craft(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        journal: Journal | None = None,
-    ) -> State:
-        """The poison, as tensors."""
-        what = case(self, data, budget, victims, key, rows)
-
+    def solve(self, what: Case, data: ImageDataset, budget: Budget, key: Key, fit: Fit, journal: Journal) -> State:
         def loss(pixels: Tensor, key: Key) -> Tensor:
             network = self.model.build(data.shape, data.num_classes, key.child("network")).to(data.device)
             network.to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
@@ -93,18 +75,4 @@ class DMPoison:
                 judged = [float(loss(pixels.round(), key.child("judge", j))) for j in range(JUDGES)]
             return pixels, sum(judged) / JUDGES
 
-        return best(what, attempt, self.restarts, data, journal or Journal())
-
-    def __call__(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        state: State | None = None,
-    ) -> Poison:
-        """Poison as many rows as ``budget`` allows, or ``rows``."""
-        state = state or self.craft(data, budget, key=key, victims=victims, rows=rows)
-        return poisoned(data, budget, state, self)
+        return best(what, attempt, self.restarts, data, journal)

@@ -16,19 +16,17 @@ from torch import Tensor
 
 from poisonkit.attacks.crafting import SURROGATE, Fit, State
 from poisonkit.attacks.polytopes import centres
-from poisonkit.attacks.targeted import best, case, networks, poisoned
+from poisonkit.attacks.targeted import Case, KnownImages, best, networks
 from poisonkit.perturb import embedded
 from poisonkit.random import Key
-from poisonkit.train import Journal, Recipe, fit
-from poisonkit.types import Budget, ImageDataset, Poison
+from poisonkit.train import Journal, Recipe
+from poisonkit.types import Budget, ImageDataset
 
 
 @dataclass(frozen=True)
-class FeatureCollision:
+class FeatureCollision(KnownImages):
     """Clean-label images with the features of a known one, bounded, or pulled back to how they looked.
 
-    target        the class the attacker wants, of which the poisoned rows are
-    victim_class  of the images to be misclassified; None for any but the target
     count         how many of them; of several, features and watermark are the mean
     eps           largest change of a pixel; None for any, with ``beta`` to hold it back
     beta          how strongly a poison is pulled back to its image, where ``eps`` is None
@@ -40,11 +38,7 @@ class FeatureCollision:
     """
 
     source: ClassVar[str] = "Shafahi et al. 2018, arXiv 1804.00792"
-    needs_victims: ClassVar[bool] = True
 
-    target: int = 0
-    victim_class: int | None = None
-    count: int = 1
     eps: float | None = 8.0
     beta: float = 4.0
     watermark: float = 0.3
@@ -53,19 +47,7 @@ class FeatureCollision:
     restarts: int = 1
     surrogate: Recipe = SURROGATE
 
-    def craft(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        fit: Fit = fit,
-        journal: Journal | None = None,
-    ) -> State:
-        """The poison, as tensors."""
-        what = case(self, data, budget, victims, key, rows)
+    def solve(self, what: Case, data: ImageDataset, budget: Budget, key: Key, fit: Fit, journal: Journal) -> State:
         models = networks(self.surrogate, data, key, 1, fit)
         base, low, high = what.base / 255, what.low / 255, what.high / 255
         beta = self.beta if self.eps is None else 0.0
@@ -81,21 +63,7 @@ class FeatureCollision:
                 )
             return 255 * pixels, float(objective.mean())
 
-        return best(what, attempt, self.restarts, data, journal or Journal())
-
-    def __call__(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        state: State | None = None,
-    ) -> Poison:
-        """Poison as many rows as ``budget`` allows, or ``rows``."""
-        state = state or self.craft(data, budget, key=key, victims=victims, rows=rows)
-        return poisoned(data, budget, state, self)
+        return best(what, attempt, self.restarts, data, journal)
 
 
 def collide(

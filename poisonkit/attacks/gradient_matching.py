@@ -14,21 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from poisonkit.attacks.crafting import SURROGATE, Fit, State
-from poisonkit.attacks.targeted import Case, best, case, falling, networks, poisoned
+from poisonkit.attacks.targeted import Case, KnownImages, best, falling, networks
 from poisonkit.data.augment import Augment
 from poisonkit.perturb import descend, gradient, misalignment
 from poisonkit.random import Key
-from poisonkit.train import Journal, Recipe, fit
-from poisonkit.types import Budget, ImageDataset, Poison
+from poisonkit.train import Journal, Recipe
+from poisonkit.types import Budget, ImageDataset
 
 
 @dataclass(frozen=True)
-class GradientMatching:
+class GradientMatching(KnownImages):
     """Clean-label images that train a network towards calling a known image the target.
 
-    target        the class the attacker wants, of which the poisoned rows are
-    victim_class  of the images to be misclassified; None for any but the target
-    count         how many of them
     eps           largest change of a pixel
     steps         of Adam on the sign of the gradient
     rate          its first step, in pixel steps
@@ -39,11 +36,7 @@ class GradientMatching:
     """
 
     source: ClassVar[str] = "Geiping et al. 2021, arXiv 2009.02276"
-    needs_victims: ClassVar[bool] = True
 
-    target: int = 0
-    victim_class: int | None = None
-    count: int = 1
     eps: float = 16.0
     steps: int = 250
     rate: float = 4.0
@@ -52,19 +45,7 @@ class GradientMatching:
     networks: int = 1
     surrogate: Recipe = SURROGATE
 
-    def craft(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        fit: Fit = fit,
-        journal: Journal | None = None,
-    ) -> State:
-        """The poison, as tensors."""
-        what = case(self, data, budget, victims, key, rows)
+    def solve(self, what: Case, data: ImageDataset, budget: Budget, key: Key, fit: Fit, journal: Journal) -> State:
         models = networks(self.surrogate, data, key, self.networks, fit)
         loss = matching(models, what)
 
@@ -79,21 +60,7 @@ class GradientMatching:
                 signed=True,
             )
 
-        return best(what, attempt, self.restarts, data, journal or Journal())
-
-    def __call__(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        state: State | None = None,
-    ) -> Poison:
-        """Poison as many rows as ``budget`` allows, or ``rows``."""
-        state = state or self.craft(data, budget, key=key, victims=victims, rows=rows)
-        return poisoned(data, budget, state, self)
+        return best(what, attempt, self.restarts, data, journal)
 
 
 def matching(models: list[nn.Module], what: Case) -> Callable[[Tensor], Tensor]:

@@ -15,22 +15,19 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from poisonkit.attacks.crafting import SURROGATE, Fit, State
-from poisonkit.attacks.targeted import Case, best, case, falling, poisoned
+from poisonkit.attacks.targeted import Case, KnownImages, best, falling, poisoned
 from poisonkit.errors import require
 from poisonkit.perturb import descend
 from poisonkit.random import Key
-from poisonkit.train import Journal, Recipe, fit, new_model, train_epoch
+from poisonkit.train import Journal, Recipe, new_model, train_epoch
 from poisonkit.train.loop import new_optimizer
-from poisonkit.types import Budget, ImageDataset, Poison
+from poisonkit.types import Budget, ImageDataset
 
 
 @dataclass(frozen=True)
-class MetaPoison:
+class MetaPoison(KnownImages):
     """Clean-label images found by looking through a few steps of training, at every age of a network.
 
-    target        the class the attacker wants, of which the poisoned rows are
-    victim_class  of the images to be misclassified; None for any but the target
-    count         how many of them
     eps           largest change of a pixel
     steps         of Adam, after each of which every network is trained for one more epoch on the poison
     rate          its first step, in pixel steps
@@ -42,11 +39,7 @@ class MetaPoison:
     """
 
     source: ClassVar[str] = "Huang et al. 2020, arXiv 2004.00225"
-    needs_victims: ClassVar[bool] = True
 
-    target: int = 0
-    victim_class: int | None = None
-    count: int = 1
     eps: float = 16.0
     steps: int = 60
     rate: float = 4.0
@@ -56,20 +49,9 @@ class MetaPoison:
     restarts: int = 1
     surrogate: Recipe = SURROGATE
 
-    def craft(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        fit: Fit = fit,
-        journal: Journal | None = None,
-    ) -> State:
-        """The poison, as tensors. ``fit`` is not used: these networks learn while the poison is made."""
+    def solve(self, what: Case, data: ImageDataset, budget: Budget, key: Key, fit: Fit, journal: Journal) -> State:
+        """``fit`` is not used: these networks learn while the poison is made."""
         require(self.networks >= 1, "networks", "1 or more", self.networks)
-        what = case(self, data, budget, victims, key, rows)
 
         def attempt(i: int) -> tuple[Tensor, float]:
             learners = [Learner(self.surrogate, data, key.child("network", i, m)) for m in range(self.networks)]
@@ -90,21 +72,7 @@ class MetaPoison:
             start = what.random(self.eps, key.child("start", i))
             return descend(loss, start, what.low, what.high, steps=self.steps, rate=falling(self.rate))
 
-        return best(what, attempt, self.restarts, data, journal or Journal())
-
-    def __call__(
-        self,
-        data: ImageDataset,
-        budget: Budget,
-        *,
-        key: Key,
-        victims: ImageDataset | None = None,
-        rows: Tensor | None = None,
-        state: State | None = None,
-    ) -> Poison:
-        """Poison as many rows as ``budget`` allows, or ``rows``."""
-        state = state or self.craft(data, budget, key=key, victims=victims, rows=rows)
-        return poisoned(data, budget, state, self)
+        return best(what, attempt, self.restarts, data, journal)
 
 
 class Learner:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from poisonkit.attacks.poisoning import choose
 from poisonkit.errors import fail, require
 from poisonkit.perturb import box
 from poisonkit.random import Key
-from poisonkit.train import Journal, Recipe, Step
+from poisonkit.train import Journal, Recipe, Step, fit
 from poisonkit.train.loop import deterministic
 from poisonkit.types import Budget, ImageDataset, Poison, Victims
 
@@ -39,13 +39,6 @@ class Aim(Protocol):
     def victim_class(self) -> int | None: ...
     @property
     def eps(self) -> float | None: ...
-
-
-class Targeted(Aim, Protocol):
-    """And those of an attack on known images."""
-
-    @property
-    def count(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +71,63 @@ class Case:
         return {"rows": self.rows, "images": images, "victims": self.victims, "loss": kept}
 
 
+@dataclass(frozen=True)
+class KnownImages:
+    """What every attack on known images has and does; one of them says how its case is solved.
+
+    target        the class the attacker wants, of which the poisoned rows are
+    victim_class  of the images to be misclassified; None for any but the target
+    count         how many of them
+    """
+
+    source: ClassVar[str]
+    needs_victims: ClassVar[bool] = True
+
+    target: int = 0
+    victim_class: int | None = None
+    count: int = 1
+
+    @property
+    def eps(self) -> float | None:
+        """Largest change of a pixel; None where there is no bound."""
+        return None
+
+    def solve(self, what: Case, data: ImageDataset, budget: Budget, key: Key, fit: Fit, journal: Journal) -> State:
+        """The state of the poison that was found."""
+        raise NotImplementedError
+
+    def craft(
+        self,
+        data: ImageDataset,
+        budget: Budget,
+        *,
+        key: Key,
+        victims: ImageDataset | None = None,
+        rows: Tensor | None = None,
+        fit: Fit = fit,
+        journal: Journal | None = None,
+    ) -> State:
+        """The poison, as tensors."""
+        what = case(self, data, budget, victims, key, rows)
+        return self.solve(what, data, budget, key, fit, journal or Journal())
+
+    def __call__(
+        self,
+        data: ImageDataset,
+        budget: Budget,
+        *,
+        key: Key,
+        victims: ImageDataset | None = None,
+        rows: Tensor | None = None,
+        state: State | None = None,
+    ) -> Poison:
+        """Poison as many rows as ``budget`` allows, or ``rows``."""
+        state = state or self.craft(data, budget, key=key, victims=victims, rows=rows)
+        return poisoned(data, budget, state, self)
+
+
 def case(
-    aim: Targeted,
+    aim: KnownImages,
     data: ImageDataset,
     budget: Budget,
     victims: ImageDataset | None,
