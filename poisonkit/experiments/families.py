@@ -26,7 +26,7 @@ from poisonkit.experiments.measures import Row, asked, attacked
 from poisonkit.models import predict
 from poisonkit.models.features import features
 from poisonkit.random import Key
-from poisonkit.train import Journal, Procedure, Recipe, fit, new_model
+from poisonkit.train import Journal, Procedure, Recipe, new_model
 from poisonkit.types import Detection, ImageDataset, Poison
 
 # those that are given a few clean images, which the measures then leave out
@@ -81,17 +81,8 @@ class Case:
 
     def fit(self, data: ImageDataset, recipe: Recipe | None = None, procedure: Procedure | None = None) -> nn.Module:
         """A network trained on ``data`` as on any, by default with the recipe of all."""
-        at = self.journal
-        key = self.lab.key.child("undefended")
-        return fit(
-            data,
-            recipe or self.lab.recipe,
-            key=key,
-            procedure=procedure,
-            directory=at.directory,
-            on_epoch=at.on_epoch,
-            device=self.dirty.device,
-        )
+        key, home = self.lab.key.child("undefended"), self.dirty.device
+        return self.journal.fit(data, recipe or self.lab.recipe, key=key, procedure=procedure, device=home)
 
     def note(self, found: Detection) -> None:
         noted = {"flagged": found.flagged, "score": found.score, "p_value": found.p_value}

@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 from poisonkit.data.views import Views
 from poisonkit.random import Key
 from poisonkit.train.journal import Journal
-from poisonkit.train.loop import fit
 from poisonkit.train.procedure import Batch, Procedure
 from poisonkit.train.recipe import Recipe
 from poisonkit.types import ImageDataset
@@ -83,13 +82,5 @@ def fine_tune(
     data: ImageDataset, procedure: FineTuning, *, model: nn.Module | None, journal: Journal | None = None
 ) -> nn.Module:
     """:func:`poisonkit.train.fit` by ``procedure``, which makes its views of plain images."""
-    journal = journal or Journal()
-    return fit(
-        data,
-        replace(procedure.recipe, augment=None),
-        key=procedure.key,
-        model=model,
-        procedure=procedure,
-        directory=journal.directory,
-        on_epoch=journal.on_epoch,
-    )
+    plain = replace(procedure.recipe, augment=None)
+    return (journal or Journal()).fit(data, plain, key=procedure.key, model=model, procedure=procedure)

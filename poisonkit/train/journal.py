@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from poisonkit.random import Key
 from poisonkit.train.checkpoints import load_tensors, save_tensors
-from poisonkit.train.loop import Checkpoint, OnEpoch
+from poisonkit.train.loop import Checkpoint, OnEpoch, fit
+from poisonkit.train.procedure import Procedure
+from poisonkit.train.recipe import Recipe
+from poisonkit.types import ImageDataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +45,28 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_tensors(path, compute())
         return load_tensors(path)
+
+    def fit(
+        self,
+        data: ImageDataset,
+        recipe: Recipe,
+        *,
+        key: Key,
+        model: nn.Module | None = None,
+        procedure: Procedure | None = None,
+        device: torch.device | None = None,
+    ) -> nn.Module:
+        """:func:`poisonkit.train.fit`, which keeps its place here and tells of its epochs."""
+        return fit(
+            data,
+            recipe,
+            key=key,
+            model=model,
+            procedure=procedure,
+            directory=self.directory,
+            on_epoch=self.on_epoch,
+            device=device,
+        )
 
     def checkpoint(self, **training: object) -> Checkpoint | None:
         """Where a loop that is not :func:`poisonkit.train.fit` keeps its place, and what it is a function of."""

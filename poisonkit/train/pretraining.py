@@ -22,7 +22,7 @@ from poisonkit.models.features import head
 from poisonkit.random import Key
 from poisonkit.train.checkpoints import load, save_tensors
 from poisonkit.train.journal import Journal
-from poisonkit.train.loop import fit, new_model
+from poisonkit.train.loop import new_model
 from poisonkit.train.recipe import Recipe
 from poisonkit.types import ImageDataset
 
@@ -117,13 +117,12 @@ def pretrain(
     journal: Journal | None = None,
 ) -> Pretrained:
     """A network trained on ``rows`` (int64 [n]) of ``data``, which ``source`` names; a journal makes it resume."""
-    journal = journal or Journal()
     make: dict[str, Callable[[ImageDataset], ImageDataset]] = {"labels": lambda clean: clean, "rotations": turned}
     require(objective in make, "objective", " or ".join(map(repr, make)), repr(objective))
     clean = make[objective](data.take(rows))
     if objective == "rotations" and recipe.augment:  # a mirrored quarter turn is the opposite one
         recipe = replace(recipe, augment=replace(recipe.augment, flip=False))
-    model = fit(clean, recipe, key=key, directory=journal.directory, on_epoch=journal.on_epoch)
+    model = (journal or Journal()).fit(clean, recipe, key=key)
     return Pretrained(model, recipe, objective, data.shape, clean.classes, rows, source)
 
 

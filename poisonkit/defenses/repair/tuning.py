@@ -6,7 +6,7 @@ from torch import nn
 
 from poisonkit.errors import require
 from poisonkit.random import Key
-from poisonkit.train import Cosine, Journal, Procedure, Recipe, fit
+from poisonkit.train import Cosine, Journal, Procedure, Recipe
 from poisonkit.types import ImageDataset
 
 # For a few hundred images: enough steps to move a network, at a rate that does not undo what it knows
@@ -24,13 +24,5 @@ def tune(
 ) -> nn.Module:
     """A copy of ``model``, where it is, trained further on ``clean`` by ``recipe``, whose own network is not used."""
     require(len(clean) > 0, "clean", "1 or more images", 0)
-    return fit(
-        clean,
-        recipe,
-        key=key,
-        model=model,
-        procedure=procedure,
-        directory=journal.directory,
-        on_epoch=journal.on_epoch,
-        device=next(model.parameters()).device,
-    )
+    home = next(model.parameters()).device
+    return journal.fit(clean, recipe, key=key, model=model, procedure=procedure, device=home)

@@ -16,7 +16,6 @@ from poisonkit.errors import require
 from poisonkit.random import Key
 from poisonkit.train import Journal, Recipe, Step
 from poisonkit.train.finetuning import fine_tune
-from poisonkit.train.loop import fit
 from poisonkit.types import ImageDataset
 
 
@@ -73,9 +72,8 @@ class ABL:
         isolated = lowest(loss, self.ratio)
         journal.notes.update(loss=loss, flagged=isolated)
 
-        at = journal.stage("rest")
         rest = data.take((~isolated).nonzero()[:, 0])
-        model = fit(rest, recipe, key=key.child("rest"), model=quick, directory=at.directory, on_epoch=at.on_epoch)
+        model = journal.stage("rest").fit(rest, recipe, key=key.child("rest"), model=quick)
         late = replace(
             recipe, epochs=self.unlearn_epochs, augment=None, schedule=Step(self.unlearn_rate, milestones=())
         )

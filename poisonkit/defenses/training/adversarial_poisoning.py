@@ -17,7 +17,7 @@ from poisonkit.errors import require
 from poisonkit.models.features import evaluating
 from poisonkit.perturb import descend, gradient, misalignment
 from poisonkit.random import Key
-from poisonkit.train import Batch, Journal, Procedure, Recipe, fit
+from poisonkit.train import Batch, Journal, Procedure, Recipe
 from poisonkit.types import ImageDataset
 
 
@@ -52,16 +52,7 @@ class AdversarialPoisoning(Procedure):
         journal: Journal | None = None,
     ) -> nn.Module:
         """Takes several times as long as ordinary training: two passes forward and back in each of ``steps``."""
-        journal = journal or Journal()
-        return fit(
-            data,
-            recipe,
-            key=key,
-            model=model,
-            procedure=self,
-            directory=journal.directory,
-            on_epoch=journal.on_epoch,
-        )
+        return (journal or Journal()).fit(data, recipe, key=key, model=model, procedure=self)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The cross entropy of the true labels of all images, those of the victims too."""

@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import nn
 
 from poisonkit.random import Key
-from poisonkit.train import Adversarial, Journal, Recipe, fit
+from poisonkit.train import Adversarial, Journal, Recipe
 from poisonkit.types import ImageDataset
 
 
@@ -41,14 +41,5 @@ class AdversarialTraining:
         journal: Journal | None = None,
     ) -> nn.Module:
         """Takes about 1 + ``steps`` times as long as ordinary training."""
-        journal = journal or Journal()
         hard = Adversarial(self.eps, self.step, self.steps)
-        return fit(
-            data,
-            recipe,
-            key=key,
-            model=model,
-            procedure=hard,
-            directory=journal.directory,
-            on_epoch=journal.on_epoch,
-        )
+        return (journal or Journal()).fit(data, recipe, key=key, model=model, procedure=hard)

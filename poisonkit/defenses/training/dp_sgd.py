@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from poisonkit.errors import require
 from poisonkit.random import Key
-from poisonkit.train import Batch, Journal, Procedure, Recipe, fit, new_model
+from poisonkit.train import Batch, Journal, Procedure, Recipe, new_model
 from poisonkit.types import ImageDataset
 
 _CHUNK = 1 << 26  # numbers of the gradients of rows held at once
@@ -64,20 +64,11 @@ class DPSGD:
         journal: Journal | None = None,
     ) -> nn.Module:
         """Raises ArgumentError for a network with batch norms per sample: its rows have no gradient of their own."""
-        journal = journal or Journal()
         shaped: Procedure = Shaped(self.clip, self.noise)
-        self.check_model(model or new_model(recipe, data, key))
         if self.mode == "per_sample":
+            self.check_model(model or new_model(recipe, data, key))
             shaped = ShapedPerSample(self.clip, self.noise)
-        return fit(
-            data,
-            recipe,
-            key=key,
-            model=model,
-            procedure=shaped,
-            directory=journal.directory,
-            on_epoch=journal.on_epoch,
-        )
+        return (journal or Journal()).fit(data, recipe, key=key, model=model, procedure=shaped)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from poisonkit.errors import require
 from poisonkit.models.features import features, head
 from poisonkit.random import Key
-from poisonkit.train import Journal, Procedure, Recipe, Step, fit
+from poisonkit.train import Journal, Procedure, Recipe, Step
 from poisonkit.types import ImageDataset
 
 
@@ -118,15 +118,7 @@ class Dropping:
         """
         journal = journal or Journal()
         procedure = self.procedure(data, recipe, key, journal.say)
-        trained = fit(
-            data,
-            recipe,
-            key=key,
-            model=model,
-            procedure=procedure,
-            directory=journal.directory,
-            on_epoch=journal.on_epoch,
-        )
+        trained = journal.fit(data, recipe, key=key, model=model, procedure=procedure)
         journal.notes["dropped_at"] = procedure.subset.dropped_at
         return trained
 

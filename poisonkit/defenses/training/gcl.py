@@ -25,7 +25,7 @@ from poisonkit.defenses.training.clouded import Clouded, Stage
 from poisonkit.errors import require
 from poisonkit.models.features import head
 from poisonkit.random import Key
-from poisonkit.train import Cosine, Journal, Recipe, fit
+from poisonkit.train import Cosine, Journal, Recipe
 from poisonkit.types import ImageDataset
 
 
@@ -73,16 +73,7 @@ class GCL:
         require(int(counts.min()) > 0, "data", "of every class", f"none of class {int(counts.argmin())}")
 
         def train(name: str, recipe: Recipe, model: nn.Module | None, procedure: Clouded) -> nn.Module:
-            part = journal.stage(name)
-            return fit(
-                data,
-                recipe,
-                key=key.child(name),
-                model=model,
-                procedure=procedure,
-                directory=part.directory,
-                on_epoch=part.on_epoch,
-            )
+            return journal.stage(name).fit(data, recipe, key=key.child(name), model=model, procedure=procedure)
 
         first = Clouded(Stage(self.scale, self.cloud, 0.0, 0.0, self.mixup), counts)
         model = train("clouded", recipe, model, first)

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from poisonkit.errors import require
 from poisonkit.random import Key
-from poisonkit.train import Batch, Journal, Procedure, Recipe, fit
+from poisonkit.train import Batch, Journal, Procedure, Recipe
 from poisonkit.types import ImageDataset
 
 
@@ -43,16 +43,7 @@ class Mixup(Procedure):
         model: nn.Module | None = None,
         journal: Journal | None = None,
     ) -> nn.Module:
-        journal = journal or Journal()
-        return fit(
-            data,
-            recipe,
-            key=key,
-            model=model,
-            procedure=self,
-            directory=journal.directory,
-            on_epoch=journal.on_epoch,
-        )
+        return (journal or Journal()).fit(data, recipe, key=key, model=model, procedure=self)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The logits are those of the mixed images."""

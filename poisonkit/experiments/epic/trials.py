@@ -70,15 +70,7 @@ class Trial:
 
     def fit(self, data: ImageDataset, journal: Journal, procedure: Procedure | None = None) -> nn.Module:
         """A network trained on ``data``, the poisoned set or what is left of it."""
-        return fit(
-            data,
-            self.recipe,
-            key=self.key.child("network"),
-            model=self.start(),
-            procedure=procedure,
-            directory=journal.directory,
-            on_epoch=journal.on_epoch,
-        )
+        return journal.fit(data, self.recipe, key=self.key.child("network"), model=self.start(), procedure=procedure)
 
     def outcome(self, label: str, defense: Any = None, recipe: Recipe | None = None) -> Outcome:
         """Train with ``defense`` (of the training family, or a filter; None for none) and measure, once."""
