@@ -13,9 +13,9 @@ LISTED = {
 }
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Small tensors gain nothing from a second thread, and results depend on how many there are."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """One thread, whatever the test before asked for: results depend on how many, and small tensors gain nothing."""
     torch.set_num_threads(1)
 
 
