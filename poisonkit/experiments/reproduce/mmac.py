@@ -205,8 +205,10 @@ def table1(lab: Lab, setting: Setting) -> list[Part]:
     """Six attacks and none, seven defenses and none, over seeds."""
     numbers: dict[str, dict[str, dict[str, float]]] = {}
     columns = (*setting.attacks, paper.NO_ATTACK)
+    # Seed by seed, so that a run which is cut short has something of every attack
+    cases_of = [{attack: _case(lab, setting, attack, number) for attack in columns} for number in range(setting.seeds)]
     for attack in columns:
-        cases = [_case(lab, setting, attack, number) for number in range(setting.seeds)]
+        cases = [each[attack] for each in cases_of]
         for row in cases[0]:
             for measure in cases[0][row]:
                 values = [case[row][measure] for case in cases]
