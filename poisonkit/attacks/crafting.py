@@ -34,9 +34,14 @@ SURROGATE = Recipe(
 
 @runtime_checkable
 class CraftedAttack(Protocol):
-    """An attack in two parts, of which the first makes what its trigger is made of."""
+    """An attack in two parts, of which the first makes what its trigger is made of.
 
-    def craft(self, data: ImageDataset, *, key: Key, fit: Fit = fit) -> State: ...
+    craft  (data, *, key) to a State. It names ``fit`` where it trains a surrogate, which other attacks may share, and
+           ``journal`` where it trains networks of its own
+    """
+
+    @property
+    def craft(self) -> Callable[..., State]: ...
 
     def trigger(self, state: State) -> Trigger: ...
 
@@ -48,8 +53,8 @@ class CraftedPoison(Protocol):
     """An attack in two parts, of which the first makes the poison, for a budget.
 
     needs_victims  whether it is for images that the attacker knows: ``craft`` and the call then take ``victims``
-    craft          (data, budget, *, key, journal) to a State; the journal keeps each restart. Where the attack has a
-                   ``surrogate``, the recipe of its network, ``craft`` takes ``fit`` too
+    craft          (data, budget, *, key, journal) to a State; the journal keeps each restart. It names ``fit`` where
+                   it trains a surrogate
     """
 
     needs_victims: ClassVar[bool]

@@ -7,6 +7,7 @@ rows with the target's label, and rows with the patch of another image, which ke
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from poisonkit import train
-from poisonkit.attacks.crafting import SURROGATE, Fit, State, below, weights_of
+from poisonkit.attacks.crafting import SURROGATE, State, below, weights_of
 from poisonkit.attacks.poisoning import Rows, choose
 from poisonkit.errors import require
 from poisonkit.models.unet import UNet
 from poisonkit.random import Key
-from poisonkit.train import Batch, Procedure, Recipe
-from poisonkit.train.loop import batches, deterministic
+from poisonkit.train import Batch, Journal, Procedure, Recipe
+from poisonkit.train.checkpoints import digest
+from poisonkit.train.loop import batches, deterministic, load_optimizer, optimizer_state
 from poisonkit.triggers.generated import Generated, centred, colours, patched, shown
 from poisonkit.types import Backdoor, Budget, ImageDataset, Poison
 
@@ -59,15 +60,15 @@ class InputAware:
         require(self.cross >= 0, "cross", "0 or more rows", self.cross)
         require(0 < self.share <= 1 / 3, "share", "above 0, and at most a third", self.share)
 
-    def craft(self, data: ImageDataset, *, key: Key, fit: Fit = train.fit) -> State:
-        """The weights of ``pattern``, ``mask`` and ``surrogate``, by name; all are trained together, not by ``fit``."""
-        channels = data.shape[0]
+    def craft(self, data: ImageDataset, *, key: Key, journal: Journal | None = None) -> State:
+        """The weights of ``pattern``, ``mask`` and ``surrogate``, by name."""
+        journal, channels = journal or Journal(), data.shape[0]
         with key.child("networks").ambient():
             pattern, mask = (UNet(channels, out, self.width).to(data.device) for out in (channels, 1))
         with deterministic(data.device):
-            self._train_mask(mask, data, key.child("mask"))
+            self._train_mask(mask, data, key.child("mask"), journal.stage("mask"))
         joint = _Joint(self, pattern, mask.eval().requires_grad_(False))
-        model = train.fit(data, self.surrogate, key=key.child("surrogate"), procedure=joint)
+        model = journal.stage("joint").fit(data, self.surrogate, key=key.child("surrogate"), procedure=joint)
         return weights_of({"pattern": pattern, "mask": mask, "surrogate": model})
 
     def trigger(self, state: State) -> Generated:
@@ -90,10 +91,10 @@ class InputAware:
         labels = [goal.wanted(data.labels[stamped]), data.labels[crossed]]
         return Poison(torch.cat([stamped, crossed]), torch.cat(images), torch.cat(labels), goal, budget)
 
-    def _train_mask(self, mask: nn.Module, data: ImageDataset, key: Key) -> None:
+    def _train_mask(self, mask: nn.Module, data: ImageDataset, key: Key, journal: Journal) -> None:
         """Masks that are small, and differ where images do."""
         adam = _adam(mask, self.rate)
-        for epoch in range(self.mask_epochs):
+        for epoch in journal.epochs(self.mask_epochs, mask, adam, attack=self, data=data, key=key):
             for rows in batches(len(data), self.surrogate.batch_size, key, epoch, data.device):
                 seen = centred(data.images[rows])
                 drawn = shown(mask, seen)
@@ -109,6 +110,17 @@ class _Joint(Procedure):
     def __init__(self, attack: InputAware, pattern: nn.Module, mask: nn.Module) -> None:
         self.attack, self.pattern, self.mask = attack, pattern, mask
         self.adam = _adam(pattern, attack.rate)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.attack!r}, {digest(self.mask.state_dict())})"
+
+    def state(self) -> Mapping[str, Tensor]:
+        remembered = {f"adam.{name}": tensor for name, tensor in optimizer_state(self.adam, self.pattern).items()}
+        return {**weights_of({"pattern": self.pattern}), **remembered}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.pattern.load_state_dict(below(state, "pattern"))
+        load_optimizer(self.adam, self.pattern, below(state, "adam"))
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         n = max(1, int(self.attack.share * len(batch.images)))

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
-from poisonkit.attacks.crafting import Fit, State, below, weights_of
+from poisonkit.attacks.crafting import State, below
 from poisonkit.attacks.poisoning import Rows, stamp
 from poisonkit.errors import require
 from poisonkit.random import Key
-from poisonkit.train import fit
+from poisonkit.train import Journal
 from poisonkit.train.loop import batches, deterministic
 from poisonkit.triggers import Decoder, Encoded, Encoder
 from poisonkit.types import Budget, ImageDataset, Poison
@@ -57,15 +57,15 @@ class Issba:
     def __post_init__(self) -> None:
         require(self.bits >= 1, "bits", "1 or more", self.bits)
 
-    def craft(self, data: ImageDataset, *, key: Key, fit: Fit = fit) -> State:
-        """The weights of ``encoder`` and ``decoder`` by name, and the ``secret``. No surrogate, so no ``fit``."""
+    def craft(self, data: ImageDataset, *, key: Key, journal: Journal | None = None) -> State:
+        """The weights of ``encoder`` and ``decoder`` by name, and the ``secret``."""
         with key.child("networks").ambient():
             encoder, decoder = self._networks(data.shape)
-        encoder.to(data.device).train()
-        decoder.to(data.device).train()
-        adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()])
+        networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder}).to(data.device)
+        adam = torch.optim.Adam(networks.parameters())
+        epochs = (journal or Journal()).epochs(self.epochs, networks, adam, attack=self, data=data, key=key)
         with deterministic(data.device):
-            for epoch in range(self.epochs):
+            for epoch in epochs:
                 for step, rows in enumerate(steps := batches(len(data), self.batch_size, key, epoch, data.device)):
                     done = (epoch + step / len(steps)) / self.epochs
                     adam.param_groups[0]["lr"] = self.rate * min(1.0, 2 * (1 - done))
@@ -75,8 +75,7 @@ class Issba:
                     adam.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     adam.step()
-        networks = {"encoder": encoder, "decoder": decoder}
-        return {**weights_of(networks), "secret": self._secret(key), "shape": torch.tensor(data.shape)}
+        return {**networks.state_dict(), "secret": self._secret(key), "shape": torch.tensor(data.shape)}
 
     def trigger(self, state: State) -> Encoded:
         encoder, _ = self._networks(state["shape"])

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,13 +53,11 @@ class Ready:
 
 
 def crafted(attack: CraftedAttack, data: ImageDataset, folder: Path, key: Key, progress: Progress) -> State:
-    """What ``attack.craft`` gives for ``data`` and ``key``: from ``folder``, or made and put there."""
+    """What ``attack.craft`` gives for ``data`` and ``key``: from ``folder``, or made and put there.
 
-    def make() -> State:
-        progress.line(f"{type(attack).__name__}: making its trigger")
-        return attack.craft(data, key=key, fit=Surrogates(folder, progress))
-
-    return _once(kept_at(attack, data, folder, key), make, progress)
+    A killed craft goes on with the epoch it was in.
+    """
+    return _crafted(attack, kept_at(attack, data, folder, key), progress, data, key=key)
 
 
 def poison(
@@ -74,20 +73,10 @@ def poison(
 
     A killed craft goes on with the restart it was in.
     """
-    name = type(attack).__name__
     made_of = {"data": data.digest(), "budget": to_dict(budget), "key": repr(key), "on": _on(data)}
     made_of |= {part: pool.digest() for part, pool in given.items()}
-    path = _place(folder, name, attack=to_dict(attack), **made_of)
-    journal = Journal(path.with_suffix(""), say=lambda text: progress.status(f"{name}: {text}"))
-    fit: dict[str, Any] = {"fit": Surrogates(folder, progress)} if hasattr(attack, "surrogate") else {}
-
-    def make() -> State:
-        progress.line(f"{name}: making its poison")
-        return attack.craft(data, budget, key=key, journal=journal, **fit, **given)
-
-    state = _once(path, make, progress)
-    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-    return state
+    path = _place(folder, type(attack).__name__, attack=to_dict(attack), **made_of)
+    return _crafted(attack, path, progress, data, budget, key=key, **given)
 
 
 def kept_at(attack: CraftedAttack, data: ImageDataset, folder: Path, key: Key) -> Path:
@@ -128,6 +117,22 @@ class Surrogates:
         model.load_state_dict(_once(path, make, self.progress))
         shutil.rmtree(unfinished, ignore_errors=True)
         return model.eval()
+
+
+def _crafted(attack: CraftedAttack | CraftedPoison, path: Path, progress: Progress, *of: Any, **given: Any) -> State:
+    """What ``attack.craft`` gives, kept at ``path``; of ``fit`` and ``journal`` it is given what it names."""
+    name, unfinished = type(attack).__name__, path.with_suffix("")
+    tell = lambda what: progress.status(f"{name}: {what}")  # noqa: E731
+    offered = {"fit": Surrogates(path.parent, progress), "journal": Journal(unfinished, tell, tell)}
+    taken = {each: offered[each] for each in signature(attack.craft).parameters if each in offered}
+
+    def make() -> State:
+        progress.line(f"{name}: making its {'trigger' if isinstance(attack, CraftedAttack) else 'poison'}")
+        return attack.craft(*of, **taken, **given)
+
+    state = _once(path, make, progress)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return state
 
 
 def _once(path: Path, make: Callable[[], State], progress: Progress) -> State:

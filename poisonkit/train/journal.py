@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from poisonkit.random import Key
 from poisonkit.train.checkpoints import load_tensors, save_tensors
-from poisonkit.train.loop import Checkpoint, OnEpoch, fit
+from poisonkit.train.loop import Checkpoint, OnEpoch, fit, load_state, state_of
 from poisonkit.train.procedure import Procedure
 from poisonkit.train.recipe import Recipe
 from poisonkit.types import ImageDataset
@@ -70,5 +70,28 @@ class Journal:
 
     def checkpoint(self, **training: object) -> Checkpoint | None:
         """Where a loop that is not :func:`poisonkit.train.fit` keeps its place, and what it is a function of."""
-        about = {name: value if isinstance(value, str) else repr(value) for name, value in training.items()}
-        return Checkpoint(self.directory, about) if self.directory else None
+        if self.directory is None:
+            return None
+        return Checkpoint(self.directory, {name: _said(value) for name, value in training.items()})
+
+    def epochs(
+        self, total: int, network: nn.Module, optimizer: torch.optim.Optimizer, **training: object
+    ) -> Iterator[int]:
+        """The epochs, from 0, that a loop which is not :func:`poisonkit.train.fit` has left of ``total``.
+
+        ``network``, in training mode, and ``optimizer`` are all that its body changes; they are as they were after the
+        last epoch that is kept, and are kept after each. ``training`` is what they are a function of.
+        """
+        checkpoint, done = self.checkpoint(**training), 0
+        if checkpoint and (found := checkpoint.restore()):
+            tensors, done = found
+            load_state(network, optimizer, Procedure(), tensors)
+        for epoch in range(done, total):
+            yield epoch
+            if checkpoint:
+                checkpoint.save(state_of(network, optimizer, Procedure()), epoch + 1)
+
+
+def _said(value: object) -> str:
+    """A value that training is a function of, as a checkpoint says it."""
+    return value.digest() if isinstance(value, ImageDataset) else value if isinstance(value, str) else repr(value)

@@ -115,7 +115,7 @@ def fit(
     done = 0
     if checkpoint and (found := checkpoint.restore()):
         tensors, done = found
-        _load_state(model, optimizer, procedure, tensors)
+        load_state(model, optimizer, procedure, tensors)
     data = _resident(data, home)
     with deterministic(home):
         for epoch in range(done, recipe.epochs if len(data) else 0):
@@ -124,7 +124,7 @@ def fit(
             if on_epoch:
                 on_epoch(report)
             if checkpoint:
-                checkpoint.save(_state(model, optimizer, procedure), epoch + 1)
+                checkpoint.save(state_of(model, optimizer, procedure), epoch + 1)
     return model.eval()
 
 
@@ -251,7 +251,7 @@ def _resident(data: ImageDataset, device: torch.device) -> ImageDataset:
     return data.to(device)
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer, procedure: Procedure) -> dict[str, Tensor]:
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, procedure: Procedure) -> dict[str, Tensor]:
     """The network, what the optimiser and the procedure remember, by name."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"procedure.{name}": tensor for name, tensor in procedure.state().items()}
@@ -278,9 +278,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, state: Ma
         optimizer.state[parameter][slot] = like.copy_(tensor).detach()
 
 
-def _load_state(
+def load_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, procedure: Procedure, tensors: Mapping[str, Tensor]
 ) -> None:
+    """Take up what :func:`state_of` gave."""
+
     def below(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 

@@ -14,12 +14,15 @@ from poisonkit import data, metrics
 from poisonkit.__main__ import main
 from poisonkit.attacks import InputAware, Issba
 from poisonkit.attacks.crafting import SURROGATE, CraftedAttack, below
+from poisonkit.engine import Progress
+from poisonkit.engine.crafting import crafted
 from poisonkit.errors import ArgumentError
 from poisonkit.models import ResNet
 from poisonkit.models.unet import UNet
 from poisonkit.random import key
 from poisonkit.train import new_model
 from poisonkit.train.checkpoints import load_tensors
+from poisonkit.train.loop import Checkpoint
 from poisonkit.types import Backdoor, Budget, ImageDataset
 
 RECIPE = replace(SURROGATE, model=ResNet(8, 8, stem="small"), epochs=8, batch_size=32, augment=None)
@@ -114,6 +117,38 @@ def test_the_same_key_makes_the_same_trigger(attack: CraftedAttack, digits: tupl
     one, same, other = (attack.craft(few, key=key(seed)) for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+@pytest.mark.parametrize(
+    "attack",
+    [replace(PATCHES, width=2, surrogate=replace(RECIPE, epochs=2), mask_epochs=2), replace(SECRET, epochs=4, width=2)],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_a_killed_craft_goes_on_with_the_epoch_it_was_in(
+    attack: CraftedAttack,
+    kept: int,
+    tmp_path: Path,
+    digits: tuple[ImageDataset, ImageDataset],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few, save, saved = digits[0].take(torch.arange(40)), Checkpoint.save, [0]
+
+    def killed(self: Checkpoint, tensors: Mapping[str, Tensor], epochs: int) -> None:
+        if saved[0] == kept:
+            raise KeyboardInterrupt
+        save(self, tensors, epochs)
+        saved[0] += 1
+
+    monkeypatch.setattr(Checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        crafted(attack, few, tmp_path, key(0), Progress())
+    kept = 4  # epochs in all, so that one done twice would raise again
+    resumed = crafted(attack, few, tmp_path, key(0), Progress())
+    assert saved == [4]
+    straight = attack.craft(few, key=key(0))
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    assert [path.suffix for path in tmp_path.iterdir() if path.name != ".locks"] == [".safetensors"]
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 20, 31)])

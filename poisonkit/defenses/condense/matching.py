@@ -143,12 +143,9 @@ def condense(
         "drawn": units.new_zeros(len(data), dtype=torch.int64),
         "dropped": units.new_zeros(len(data), dtype=torch.int64),
     }
-    about = {name: value for name, value in vars(matching).items() if name != "data"}
     steps = {"iterations": iterations, "learning_rate": learning_rate, "momentum": momentum}
     place, done, calibrated = journal.stage("condense"), 0, isinstance(matching.mean, Calibrated)
-    checkpoint = None
-    if journal.directory:
-        checkpoint = place.checkpoint(data=data.digest(), start=digest({"units": units}), **about, **steps)
+    checkpoint = place.checkpoint(start=digest({"units": units}), **vars(matching), **steps)
     if checkpoint and (found := checkpoint.restore()):
         tensors, done = found
         for name, tensor in state.items():

@@ -62,9 +62,7 @@ class Bounding:
         self.values = [bound.value for bound in ceilings(self.network)]
         self.adam = torch.optim.Adam(self.values, lr=rate)
         self.device = self.values[0].device
-        self.checkpoint = journal.checkpoint(
-            method=method, key=key, model=digest(model.state_dict()), data=clean.digest()
-        )
+        self.checkpoint = journal.checkpoint(method=method, key=key, model=digest(model.state_dict()), data=clean)
 
     def scores(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
         """The logits with the bounds, or of another ``network``: float32, whatever the layers count in."""
