@@ -84,13 +84,15 @@ def _one(
     """Train and measure, unless that is done."""
     manifest = {"plan": plan, "data": opt.described(train, test), "environment": environment(test.device)}
     run, root = Run(directory, manifest, overwrite=overwrite), key(plan["seed"])
-    if (directory / "results.json").exists():
-        return
-    progress.line(f"{directory}")
-    attack = opt.ready(ATTACKS[name]())
-    poison = prepare(train, test, attack=attack, budget=BUDGETS[name], defense=None, key=root)
-    if poison:
-        trial(Lab(run, train, test, recipe, root, Local(), progress), poison)
+    lab = Lab(run, train, test, recipe, root, Local(), progress)
+    with lab.alone():
+        if (directory / "results.json").exists():
+            return
+        progress.line(f"{directory}")
+        attack = opt.ready(ATTACKS[name]())
+        poison = prepare(train, test, attack=attack, budget=BUDGETS[name], defense=None, key=root)
+        if poison:
+            trial(lab, poison)
 
 
 def _write(folder: Path, data: str) -> tuple[list[str], list[list[object]]]:

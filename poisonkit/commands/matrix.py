@@ -60,7 +60,8 @@ def _matrix(arguments: argparse.Namespace, options: list[str]) -> None:
         lab = Lab(run, train, test.to(device), recipe, root, Local(), progress)
         attack = opt.ready(ATTACKS[name]()) if name != NONE else None
         defenses = {each: SMALL.get(each) or DEFENSES[each]() for each in arguments.defense}
-        cells += column(lab, name, attack, _budget(name), defenses, arguments.clean)
+        with lab.alone():
+            cells += column(lab, name, attack, _budget(name), defenses, arguments.clean)
         # as it stands, since the next may take long
         _write(folder, arguments, cells)
     print(report.text_table(*leaderboard(cells)))

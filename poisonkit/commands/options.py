@@ -27,12 +27,15 @@ def add_data(parser: Parser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="use N training and N test rows only, spread evenly")
 
 
-def add_running(parser: Parser, out: str | None, out_shown: str = "%(default)s") -> None:
+AFRESH = "start afresh instead of taking up an earlier run"
+
+
+def add_running(parser: Parser, out: str | None, out_shown: str = "%(default)s", afresh: str = AFRESH) -> None:
     """--device, --threads, --out, --overwrite, --dry-run."""
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's); recorded, results depend on it")
     parser.add_argument("--out", default=out, help=f"run directory (default: {out_shown})")
-    parser.add_argument("--overwrite", action="store_true", help="start afresh instead of taking up an earlier run")
+    parser.add_argument("--overwrite", action="store_true", help=afresh)
     parser.add_argument("--dry-run", action="store_true", help="check the arguments, print the configuration, and stop")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,7 +33,8 @@ def add(commands: Commands) -> None:
     )
     reproduce.add_argument("--data", choices=sorted(DATASETS), help="another data set than the scale's")
     reproduce.add_argument("--root", help="folder that holds it")
-    opt.add_running(reproduce, "runs/reproduce")
+    shared = "the tables of a paper on one data set share a run, so all of them must be named"
+    opt.add_running(reproduce, "runs/reproduce", afresh=f"{opt.AFRESH}; {shared}")
     reproduce.add_argument(
         "--teraflops", type=float, default=TERAFLOPS, help="what a GPU sustains, for --dry-run (default: %(default)s)"
     )
@@ -52,15 +53,18 @@ def _reproduce(arguments: argparse.Namespace, options: list[str]) -> None:
         require(
             arguments.scale in entry.scales, f"--scale of {name}", f"one of {', '.join(entry.scales)}", arguments.scale
         )
+    if arguments.overwrite:
+        for name in chosen:
+            _require_all(name, chosen, arguments)
     if arguments.dry_run:
         _plan(chosen, arguments)
         return
     device, folder = opt.device_of(arguments), Path(arguments.out)
-    started: set[tuple[str, str]] = set()
+    started: set[Path] = set()
     for name, entry in chosen.items():
-        run = name.partition("/")[0], entry.scales[arguments.scale].data
+        run = _folder(name, arguments)
         result = _run(name, entry, arguments, device, overwrite=arguments.overwrite and run not in started)
-        started.add(run)  # the reproductions of a paper on a data set share their networks
+        started.add(run)
         write(folder, result)
         print(f"{name}: {len(result.rows)} numbers in {folder / arguments.scale / f'{name}.json'}")
     results = read(folder, list(REPRODUCTIONS), SCALES)
@@ -79,15 +83,30 @@ def _chosen(names: Sequence[str]) -> dict[str, Reproduction]:
     return wanted if names else dict(REPRODUCTIONS)
 
 
+def _folder(name: str, arguments: argparse.Namespace) -> Path:
+    """The run of a reproduction: those of a paper on one data set share their networks."""
+    data: str = arguments.data or REPRODUCTIONS[name].scales[arguments.scale].data
+    return Path(arguments.out, arguments.scale, "runs", name.partition("/")[0], data)
+
+
+def _require_all(name: str, chosen: Mapping[str, Reproduction], arguments: argparse.Namespace) -> None:
+    """Raise ArgumentError where the run of ``name`` holds networks of a reproduction that is not chosen."""
+    others = [each for each, entry in REPRODUCTIONS.items() if arguments.scale in entry.scales and each not in chosen]
+    sharing = [each for each in others if _folder(each, arguments) == _folder(name, arguments)]
+    rule = f"with {', '.join(sharing)} too, which have their networks in the same run"
+    remedy = "name all of them, or give another --out"
+    require(not sharing, "--overwrite", rule, name, remedy)
+
+
 def _run(
     name: str, entry: Reproduction, arguments: argparse.Namespace, device: torch.device, *, overwrite: bool
 ) -> Result:
-    paper, scale, setting = name.partition("/")[0], arguments.scale, entry.scales[arguments.scale]
+    folder, scale, setting = _folder(name, arguments), arguments.scale, entry.scales[arguments.scale]
     data = arguments.data or setting.data
     train, test = opt.loaded(data, arguments.root, setting.limit)
     configuration = {**config.to_dict(setting), "data": data}
-    manifest = {"plan": {"paper": paper, "scale": scale, **configuration}, "data": opt.described(train, test)}
-    folder = Path(arguments.out) / scale / "runs" / paper / data
+    plan = {"paper": name.partition("/")[0], "scale": scale, **configuration}
+    manifest = {"plan": plan, "data": opt.described(train, test)}
     run = Run(folder, {**manifest, "environment": environment(device)}, overwrite=overwrite)
     lab = Lab(run, train, test.to(device), setting.recipe, key(setting.seed), Local(), Progress())
     parts = entry.run(lab, setting)

@@ -195,7 +195,7 @@ def execute(
     check(plan.defense, plan.recipe, train)
     run = Run(arguments.out, {**about, "environment": environment(test.device)}, overwrite=arguments.overwrite)
     lab = Lab(run, train, test, plan.recipe, root, engine, Progress())
-    with run.lock("report", tell=lambda holder: lab.progress.line(f"the run is with {holder}; waiting for it")):
+    with lab.alone():
         _show(run, plan, name, train, test, defend(lab, name, plan.defense, poison, clean), arguments)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from poisonkit.data.files import sha256
 from poisonkit.engine.locks import hold
+from poisonkit.engine.progress import Progress
 from poisonkit.errors import RunError, fail, require
 from poisonkit.train.checkpoints import read, save_tensors, write_atomic
 
@@ -93,7 +94,7 @@ class Run:
     def tensors(self, name: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The artefact ``name``: loaded if it is there and whole, else computed and saved, by one process of all."""
         if not self.done(name):
-            with self.lock(name):
+            with self.lock(name, tell=lambda holder: Progress().line(f"{name} is with {holder}; waiting for it")):
                 if not self.done(name):
                     self.save(name, compute())
         return self.load(name)

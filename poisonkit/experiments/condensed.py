@@ -92,8 +92,8 @@ def condensed(lab: Lab, method: DM, networks: int) -> Condensed:
     train = lab.train.to(lab.test.device)
 
     def made() -> dict[str, Tensor]:
-        journal = lab.journal("condense")
-        found = method(train, key=lab.key.child("defense"), journal=journal)
+        with lab.journal("condense") as journal:
+            found = method(train, key=lab.key.child("defense"), journal=journal)
         return {"images": found.images, "labels": found.labels, **journal.notes}
 
     kept = lab.run.tensors("condense/result", made)

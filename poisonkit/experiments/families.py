@@ -153,9 +153,9 @@ def defend(lab: Lab, name: str, defense: object, poison: Poison | None, clean: I
     rows = [baseline(run, test, unit, poison)]
 
     def said() -> Mapping[str, Tensor]:
-        journal = lab.journal(name)
         network = units.load(run, [unit], test.device)[0]
-        defended = _FAMILY[family(defense)](Case(lab, defense, dirty, network, clean, journal))
+        with lab.journal(name) as journal:
+            defended = _FAMILY[family(defense)](Case(lab, defense, dirty, network, clean, journal))
         if isinstance(defended, nn.Module):
             run.save(f"{name}/model", defended.state_dict())
         images = asked(test, poison)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -58,6 +59,20 @@ class Lab:
         """What the base models say of the clean and of the triggered test images, kept below ``name``."""
         return poll(self.run, name, ensemble, self.test, poison)
 
-    def journal(self, name: str) -> Journal:
-        """Where a method that is no unit of networks keeps its place, below ``name``."""
-        return journal(self.run, name, self.progress)
+    @contextmanager
+    def journal(self, name: str) -> Iterator[Journal]:
+        """Where a method that is no unit of networks keeps its place, below ``name``: one process at a time."""
+        with self._alone(f"{name}/journal"):
+            yield journal(self.run, name, self.progress)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The whole run, for what no two processes can share the work of."""
+        with self._alone("report"):
+            yield
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        where = f"{name} in {self.run.directory}"
+        with self.run.lock(name, tell=lambda holder: self.progress.line(f"{where} is with {holder}; waiting for it")):
+            yield

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import torch
@@ -202,6 +203,25 @@ def test_all_of_a_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "svg" in html(REPRODUCTIONS, results)
 
 
+@pytest.mark.usefixtures("tiny")
+def test_overwriting_starts_the_shared_run_afresh_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: REPRODUCTIONS[name] for name in DPA[:2]}
+    monkeypatch.setattr("poisonkit.commands.reproduce.REPRODUCTIONS", few)
+    arguments = ["reproduce", "dpa", "--threads", "1", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    models = sorted(tmp_path.rglob("model.safetensors"))
+    before, opened = [model.stat().st_mtime_ns for model in models], []
+
+    def open_run(*of: Any, overwrite: bool) -> Run:
+        opened.append(overwrite)
+        return Run(*of, overwrite=overwrite)
+
+    monkeypatch.setattr("poisonkit.commands.reproduce.Run", open_run)
+    assert main([*arguments, "--overwrite"]) == 0
+    assert opened == [True, False]
+    assert all(model.stat().st_mtime_ns > time for model, time in zip(models, before, strict=True))
+
+
 def test_processes_share_the_squares_and_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another process is at comes last, and is waited for."""
     setting = replace(reproduce_dpa.SCALES["smoke"], rates=(0.1, 0.2), partitions=())
@@ -249,6 +269,10 @@ def test_the_plan_needs_no_data(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     [
         (["dpa/table9"], "name must be one of .*dpa, .*dpa/table2, .*got dpa/table9"),
         (["--scale", "huge"], "invalid choice: 'huge'"),
+        (
+            ["dpa/table4", "--overwrite"],
+            "--overwrite must be with dpa/table2, .*dpa/figure1 too, .*got dpa/table4; ",
+        ),
         (["dpa", "--recipe.epochs", "3"], "arguments must be those that --help lists"),
         (["dpa", "--scale", "paper"], "root must be the folder that holds imagenet64, got None"),
     ],

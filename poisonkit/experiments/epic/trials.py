@@ -79,8 +79,8 @@ class Trial:
         before = self.outcome(UNDEFENDED, None, recipe).seconds if type(defense) in FILTERS.values() else 0.0
 
         def said() -> Mapping[str, Tensor]:
-            journal = self.lab.journal(name)
-            model = trial._train(defense, journal)
+            with self.lab.journal(name) as journal:
+                model = trial._train(defense, journal)
             images = asked(self.lab.test, self.poison)
             found = {part: predict(model, pixels).cpu() for part, pixels in images.items()}
             dropped_at = journal.notes.get("dropped_at", torch.zeros(0, dtype=torch.int64))
@@ -99,7 +99,8 @@ class Trial:
         if defense is None:
             return self.fit(self.dirty, journal)
         if type(defense) in FILTERS.values():
-            undefended = self.fit(self.dirty, self.lab.journal(self._at(UNDEFENDED)))  # which is trained already
+            with self.lab.journal(self._at(UNDEFENDED)) as there:
+                undefended = self.fit(self.dirty, there)  # which is trained already
             found = defense(features(undefended, self.dirty.images)[0], self.dirty.labels, key=self.key.child("filter"))
             return self.fit(self.dirty.take((~found.flagged).nonzero()[:, 0]), journal)
         key = self.key.child("network")  # so that it is the undefended training until the defense does something
@@ -120,7 +121,8 @@ class Trial:
                 left[rows] = False
                 left[subset] = True
                 name = f"{self.name}/subsets/{which}"
-                model = self.fit(self.dirty.take(left.nonzero()[:, 0]), self.lab.journal(name))
+                with self.lab.journal(name) as journal:
+                    model = self.fit(self.dirty.take(left.nonzero()[:, 0]), journal)
                 return {"hits": predict(model, goal.images) == goal.labels}
 
             return bool(self.lab.run.tensors(f"{self.name}/subsets/{which}", trained)["hits"].double().mean() > 0.5)
@@ -145,10 +147,10 @@ def poisoned(lab: Lab, name: str, attack: Any, rate: float, scenario: Scenario, 
     surrogate = _surrogate(data, clean)
 
     def crafted() -> Mapping[str, Tensor]:
-        journal = lab.journal(f"{name}/attack")
-        state: Mapping[str, Tensor] = attack.craft(
-            data, Budget(rate), key=key.child("attack"), fit=surrogate, journal=journal, **given
-        )
+        with lab.journal(f"{name}/attack") as journal:
+            state: Mapping[str, Tensor] = attack.craft(
+                data, Budget(rate), key=key.child("attack"), fit=surrogate, journal=journal, **given
+            )
         return {part: tensor.cpu() for part, tensor in state.items()}
 
     state = lab.run.tensors(f"{name}/state", crafted)

@@ -349,10 +349,10 @@ def _watch(lab: Lab, setting: Setting, kind: str) -> tuple[Trial, str, Tensor, T
         return found
 
     def watched() -> Mapping[str, Tensor]:
-        journal = lab.journal(f"{trial.name}/watched")
-        subset = method.procedure(trial.dirty, trial.recipe, trial.key.child("network"), journal.say).subset
-        procedure = Watched(subset, epochs, names, measure)
-        trial.fit(trial.dirty, journal, procedure)
+        with lab.journal(f"{trial.name}/watched") as journal:
+            subset = method.procedure(trial.dirty, trial.recipe, trial.key.child("network"), journal.say).subset
+            procedure = Watched(subset, epochs, names, measure)
+            trial.fit(trial.dirty, journal, procedure)
         return {"history": procedure.history, "dropped_at": subset.dropped_at}
 
     kept = lab.run.tensors(f"{trial.name}/watched/history", watched)

@@ -120,14 +120,15 @@ class _Bench:
 
 def _bench(lab: Lab, setting: Setting) -> _Bench:
     rows, rest = clean_split(len(lab.train), setting.share, lab.key.child("pretrain"))
-    pretrained = pretrain(
-        lab.train.to(lab.test.device),
-        rows,
-        setting.pretraining,
-        source=f"{setting.data}'s training set",
-        key=lab.key.child("pretrain"),
-        journal=lab.journal("pretraining"),
-    )
+    with lab.journal("pretraining") as journal:
+        pretrained = pretrain(
+            lab.train.to(lab.test.device),
+            rows,
+            setting.pretraining,
+            source=f"{setting.data}'s training set",
+            key=lab.key.child("pretrain"),
+            journal=journal,
+        )
     lab.progress.line(f"the network that is fine-tuned was {pretrained}; {len(rest):,} are left")
     count = min(setting.asked or len(lab.test), len(lab.test))
     test = lab.test.take(torch.arange(count) * len(lab.test) // count)
@@ -158,7 +159,8 @@ def _undefended(setting: Setting, bench: _Bench, poison: Poison, lab: Lab, name:
     ieu, data = setting.ieu, poison.apply(bench.data)
     own = {"views": ieu.views, "clip": ieu.clip, "decay": ieu.decay}
     procedure = FineTuning(setting.recipe, len(data), key=lab.key.child("defense"), **own)  # type: ignore[arg-type]
-    return fine_tune(data, procedure, model=bench.start, journal=lab.journal(f"{name}/none"))
+    with lab.journal(f"{name}/none") as journal:
+        return fine_tune(data, procedure, model=bench.start, journal=journal)
 
 
 def _none(setting: Setting, bench: _Bench, poison: Poison, lab: Lab, name: str) -> Said:
@@ -175,19 +177,19 @@ def _i_bau(setting: Setting, bench: _Bench, poison: Poison, lab: Lab, name: str)
     rows = bench.pretrained.rows[: max(64, len(bench.data) // 10)]
     model = _undefended(setting, bench, poison, lab, name)
     clean = lab.train.take(rows).to(bench.test.device)
-    return _asked(
-        IBAU()(model, clean, key=lab.key.child("defense"), journal=lab.journal(f"{name}/i_bau")), bench, poison
-    )
+    with lab.journal(f"{name}/i_bau") as journal:
+        return _asked(IBAU()(model, clean, key=lab.key.child("defense"), journal=journal), bench, poison)
 
 
 def _trained(defense: ABL | IEU, tag: str) -> Method:
     def run(setting: Setting, bench: _Bench, poison: Poison, lab: Lab, name: str) -> Said:
-        journal, data, key = lab.journal(f"{name}/{tag}"), poison.apply(bench.data), lab.key.child("defense")
-        if isinstance(defense, ABL):
-            model = defense(data, setting.recipe, key=key, model=bench.start, journal=journal)
-        else:
-            seen = _seen(defense, setting, bench, data, lab, name)
-            model = defense.interleave(data, setting.recipe, seen, key=key, model=bench.start, journal=journal)
+        data, key = poison.apply(bench.data), lab.key.child("defense")
+        with lab.journal(f"{name}/{tag}") as journal:
+            if isinstance(defense, ABL):
+                model = defense(data, setting.recipe, key=key, model=bench.start, journal=journal)
+            else:
+                seen = _seen(defense, setting, bench, data, lab, name)
+                model = defense.interleave(data, setting.recipe, seen, key=key, model=bench.start, journal=journal)
         return {**_asked(model, bench, poison), "flagged": journal.notes["flagged"]}
 
     return run
@@ -197,10 +199,13 @@ def _seen(defense: IEU, setting: Setting, bench: _Bench, data: ImageDataset, lab
     """Stage 1, once for all options of stage 2."""
     stage = replace(setting.ieu, depth=defense.depth, shape=defense.shape, gamma=defense.gamma, noise=defense.noise)
     name = f"{name}/gate-{stage.depth}-{stage.shape}-{stage.gamma}-{stage.noise}"
-    key, journal = lab.key.child("defense"), lab.journal(name)
-    return lab.run.tensors(
-        f"{name}/seen", lambda: dict(stage.gate(data, setting.recipe, key=key, model=bench.start, journal=journal))
-    )
+
+    def gate() -> Said:
+        key = lab.key.child("defense")
+        with lab.journal(name) as journal:
+            return stage.gate(data, setting.recipe, key=key, model=bench.start, journal=journal)
+
+    return lab.run.tensors(f"{name}/seen", gate)
 
 
 def _measured(said: Said, bench: _Bench, poison: Poison) -> dict[str, float]:

@@ -181,8 +181,8 @@ def _case(lab: Lab, setting: Setting, attack: str, number: int) -> dict[str, dic
         images["triggered"] = goal.trigger(shown.rest.images)
 
     def repaired(row: str, method: Any, clean: ImageDataset) -> nn.Module:
-        network: nn.Module = method(model, clean, key=key.child(row), journal=lab.journal(f"{name}/{row}"))
-        return network
+        with lab.journal(f"{name}/{row}") as journal:
+            return method(model, clean, key=key.child(row), journal=journal)  # type: ignore[no-any-return]
 
     makers: dict[str, Callable[[], Classifier]] = {paper.UNDEFENDED: lambda: model}
     for row, (method, clean) in _repairs(setting, shown).items():
@@ -266,9 +266,8 @@ class _Skewed:
 
     def trained(self, row: str, method: Any) -> nn.Module:
         """By a method of training, whose journal holds the network it ends with."""
-        journal = self.lab.journal(f"{self.name}/{row}")
-        network: nn.Module = method(self.data, self.recipe, key=self.lab.key.child(row), journal=journal)
-        return network
+        with self.lab.journal(f"{self.name}/{row}") as journal:
+            return method(self.data, self.recipe, key=self.lab.key.child(row), journal=journal)  # type: ignore[no-any-return]
 
     def bounded(self, model: nn.Module, method: Any, clean: ImageDataset) -> nn.Module:
         network: nn.Module = method(model, clean, key=self.lab.key.child("bounds"))

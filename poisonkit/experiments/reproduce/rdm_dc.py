@@ -131,8 +131,12 @@ def _poison(lab: Lab, setting: Setting, attack: str, eps: float, target: int) ->
         return Direct(target=wanted)(data, budget, key=key, victims=lab.test)
     attacker = setting.poisoning if attack == paper.POISONING else setting.matching
     attacker = replace(attacker, target=wanted, eps=eps)
-    craft = partial(attacker.craft, data, budget, key=key, victims=lab.test, journal=lab.journal(f"{name}/craft"))
-    state = lab.run.tensors(f"{name}/poison", craft)
+
+    def crafted() -> Mapping[str, Tensor]:
+        with lab.journal(f"{name}/craft") as journal:
+            return attacker.craft(data, budget, key=key, victims=lab.test, journal=journal)
+
+    state = lab.run.tensors(f"{name}/poison", crafted)
     return attacker(data, budget, key=key, victims=lab.test, state=state)
 
 
@@ -178,10 +182,11 @@ def _asked(lab: Lab, setting: Setting, method: str, poison: Poison | None, name:
     """What networks trained on the synthetic set say, and how often each row was left out; kept in the run."""
 
     def said() -> dict[str, Tensor]:
-        data, journal = lab.train.to(lab.test.device), lab.journal(name)
+        data = lab.train.to(lab.test.device)
         values = {each.name: getattr(setting.dm, each.name) for each in fields(DM) if each.name != "mean"}
         condense = RdmDc(**values) if method == paper.RDM_DC else DM(**values, mean=MEANS[method])
-        synthetic = condense(poison.apply(data) if poison else data, key=key.child("condense"), journal=journal)
+        with lab.journal(name) as journal:
+            synthetic = condense(poison.apply(data) if poison else data, key=key.child("condense"), journal=journal)
         lab.run.save(f"{name}/synthetic", {"images": synthetic.images, "labels": synthetic.labels})
         return {**_trained(lab, setting, synthetic, poison, key), "drop_share": journal.notes["drop_share"].cpu()}
 
