@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from poisonkit.defenses.training.adversarial_poisoning import AdversarialPoisoni
 from poisonkit.defenses.training.adversarial_training import AdversarialTraining
 from poisonkit.defenses.training.dp_sgd import DPSGD, Shaped, ShapedPerSample
 from poisonkit.defenses.training.mixup import Mixup
-from poisonkit.errors import ArgumentError
+from poisonkit.errors import ArgumentError, MissingError
 from poisonkit.models import ConvNet, Model, ResNet, ViT
 from poisonkit.perturb import gradient, misalignment
 from poisonkit.random import key
@@ -115,6 +116,7 @@ def test_they_are_listed() -> None:
     [
         (lambda: DPSGD(clip=0), "clip must be above 0, got 0"),
         (lambda: DPSGD(noise=-1), "noise must be 0 or more, got -1"),
+        (lambda: DPSGD(per_sample="jax"), "per_sample must be func or opacus, got jax"),  # type: ignore[arg-type]
         (lambda: DPSGD(mode="row"), "mode must be batch or per_sample, got row"),  # type: ignore[arg-type]
         (lambda: Mixup(0), "alpha must be above 0, got 0"),
         (lambda: AdversarialPoisoning(share=1), "share must be in (0, 1), got 1"),
@@ -179,24 +181,51 @@ def test_gradients_of_rows_are_those_of_one_row_at_a_time(
         torch.testing.assert_close(apart[name], each, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore")  # of Opacus, of torch's hooks
-def test_gradients_of_rows_against_opacus() -> None:
+@pytest.mark.parametrize("config", [NORMLESS, ConvNet(2, 4)], ids=str)  # group norms have weights of their own
+def test_gradients_of_rows_by_opacus(config: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its hooks give what torch.func gives, in chunks and with channels last too, and so does its own optimiser."""
     opacus = pytest.importorskip("opacus", reason="opacus is not installed")
-    model, batch = NORMLESS.build((3, 8, 8), 3, key(0)).train(), batch_of(16)
-    found = gradients(ShapedPerSample(0.5, 0.0), model, batch)
+    model, batch = config.build((3, 8, 8), 3, key(0)).train(), batch_of(16)
+    ours = gradients(ShapedPerSample(0.5, 0.0), model, batch)
+    assert max(norm([each]) for each in ours.values()) > 0
+    last = deepcopy(model).to(memory_format=torch.channels_last)
+    for each, chunk in ((model, 1 << 26), (model, 1), (last, 1 << 26)):
+        monkeypatch.setattr("poisonkit.defenses.training.dp_sgd._CHUNK", chunk)
+        found = gradients(ShapedPerSample(0.5, 0.0, "opacus"), each, batch)
+        for name, each in ours.items():
+            torch.testing.assert_close(found[name], each, rtol=1e-4, atol=1e-6)
+    model.zero_grad()
     for module in model.modules():
         if isinstance(module, nn.ReLU):
-            module.inplace = False  # Opacus's hooks need it
-    model.zero_grad()
+            module.inplace = False
     hooked = opacus.GradSampleModule(model)
     optimizer = opacus.optimizers.DPOptimizer(
         torch.optim.SGD(model.parameters(), lr=1.0), noise_multiplier=0.0, max_grad_norm=0.5, expected_batch_size=16
     )
-    cross_entropy(hooked(batch.images), batch.labels).backward()
+    cross_entropy(hooked(batch.images.float().requires_grad_()), batch.labels).backward()
     optimizer.pre_step()
-    assert max(norm([each.grad]) for each in model.parameters()) > 0
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_opacus_trains_or_says_why_not(digits: tuple[ImageDataset, ImageDataset]) -> None:
+    pytest.importorskip("opacus", reason="opacus is not installed")
+    train, one = digits[0].take(torch.arange(64)), recipe(NORMLESS, epochs=1)
+    by_func, by_opacus = (
+        DPSGD(10.0, 0.0, "per_sample", each)(train, one, key=key(0)).state_dict()  # type: ignore[arg-type]
+        for each in ("func", "opacus")
+    )
+    for name, each in by_func.items():
+        torch.testing.assert_close(by_opacus[name], each, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ArgumentError, match="model must be one that Opacus takes, got VisionTransformer; take per_s"):
+        DPSGD(mode="per_sample", per_sample="opacus")(train, recipe(ViT(1, 16, 2, patch=4)), key=key(0))
+
+
+def test_opacus_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poisonkit.defenses.training.dp_sgd.find_spec", lambda name: None)
+    DPSGD(mode="per_sample")
+    with pytest.raises(MissingError, match="opacus must be installed for per_sample opacus, got no module; pip"):
+        DPSGD(per_sample="opacus")
 
 
 def test_batch_norms_have_no_gradients_of_rows() -> None:

@@ -8,9 +8,13 @@ permutation, not each row by a coin of its own, so that the usual accounting of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from importlib import import_module
+from importlib.util import find_spec
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +22,57 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from poisonkit.errors import require
+from poisonkit.errors import MissingError, require
 from poisonkit.random import Key
 from poisonkit.train import Batch, Journal, Procedure, Recipe, new_model
 from poisonkit.types import ImageDataset
 
 _CHUNK = 1 << 26  # numbers of the gradients of rows held at once
+
+# images [B, C, H, W] and labels [B] to the gradients of their losses, by name [B, ...]
+OfRows = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+
+def by_func(model: nn.Module, smoothing: float) -> OfRows:
+    """Gradients of rows by ``torch.func``."""
+    free = {name: each.detach() for name, each in model.named_parameters() if each.requires_grad}
+
+    def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(model, values, (image[None],))
+        return cross_entropy(logits, label[None], label_smoothing=smoothing)
+
+    of_rows = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
+
+    def found(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        with sdpa_kernel(SDPBackend.MATH):  # other kernels of attention are not there for gradients of rows
+            return of_rows(free, images, labels)  # type: ignore[no-any-return]
+
+    return found
+
+
+def by_opacus(model: nn.Module, smoothing: float) -> OfRows:
+    """Gradients of rows by the hooks of Opacus, on a copy of ``model``."""
+    opacus: Any = import_module("opacus")
+    # Opacus 1.6 gives zeros for convolutions where channels come last
+    own: nn.Module = deepcopy(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for module in own.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]  # the hooks keep what would be overwritten
+    hooked = opacus.GradSampleModule(own, loss_reduction="sum")
+
+    def found(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        hooked.zero_grad()
+        logits = hooked(images.float().requires_grad_())  # else its first hook warns
+        losses = cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+        losses.backward()  # type: ignore[no-untyped-call]
+        return {name: vars(each)["grad_sample"] for name, each in own.named_parameters() if each.requires_grad}
+
+    return found
+
+
+PER_SAMPLE: Mapping[str, Callable[[nn.Module, float], OfRows]] = MappingProxyType(
+    {"func": by_func, "opacus": by_opacus}
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +83,7 @@ class DPSGD:
     noise  standard deviation of what is added to each number of the clipped gradient, as a multiple of ``clip``
     mode   "batch": the gradient of a step, as Geiping et al. (arXiv 2102.13624) compare with; "per_sample": that of
            every row, before their noisy sum is divided by the size of the batch
+    per_sample  what gives the gradients of rows: "func", torch.func; "opacus", which is to be installed
     """
 
     source: ClassVar[str] = "Hong et al. 2020, arXiv 2002.11497"
@@ -41,18 +91,30 @@ class DPSGD:
     clip: float = 1.0
     noise: float = 0.01
     mode: Literal["batch", "per_sample"] = "batch"
+    per_sample: Literal["func", "opacus"] = "func"
 
     def __post_init__(self) -> None:
         require(self.clip > 0, "clip", "above 0", self.clip)
         require(self.noise >= 0, "noise", "0 or more", self.noise)
         require(self.mode in ("batch", "per_sample"), "mode", "batch or per_sample", self.mode)
+        require(self.per_sample in PER_SAMPLE, "per_sample", " or ".join(PER_SAMPLE), self.per_sample)
+        there = self.per_sample != "opacus" or find_spec("opacus") is not None
+        rule, remedy = "installed for per_sample opacus", "pip install 'poisonkit[opacus]'"
+        require(there, "opacus", rule, "no module", remedy, MissingError)
 
     def check_model(self, model: nn.Module) -> None:
-        """Raise ArgumentError where each row is to have a gradient, and a batch norm ties it to the others."""
+        """Raise ArgumentError where each row is to have a gradient, and a batch norm ties it to the others.
+
+        And where Opacus is to give it, and has no rule for a layer.
+        """
         tied = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         remedy = "take a network without, such as vgg16, convnet3 or a vit, or mode batch"
         alone = self.mode == "batch" or not tied
         require(alone, "model", "without batch norms for mode per_sample", ", ".join(tied[:3]), remedy)
+        if self.mode == "per_sample" and self.per_sample == "opacus":
+            opacus: Any = import_module("opacus")
+            taken = not opacus.GradSampleModule.validate(module=model, strict=False)
+            require(taken, "model", "one that Opacus takes", type(model).__name__, "take per_sample func")
 
     def __call__(
         self,
@@ -67,7 +129,7 @@ class DPSGD:
         shaped: Procedure = Shaped(self.clip, self.noise)
         if self.mode == "per_sample":
             self.check_model(model or new_model(recipe, data, key))
-            shaped = ShapedPerSample(self.clip, self.noise)
+            shaped = ShapedPerSample(self.clip, self.noise, self.per_sample)
         return (journal or Journal()).fit(data, recipe, key=key, model=model, procedure=shaped)
 
 
@@ -96,6 +158,8 @@ class Shaped(Procedure):
 class ShapedPerSample(Shaped):
     """Clips the gradient of every row, and adds the noise to their sum."""
 
+    per_sample: str = "func"
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             loss, logits = super().loss(model, batch)
@@ -103,24 +167,16 @@ class ShapedPerSample(Shaped):
 
     def gradients(self, model: nn.Module, batch: Batch) -> None:
         free = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-        def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-            logits = functional_call(model, values, (image[None],))
-            return cross_entropy(logits, label[None], label_smoothing=batch.smoothing)
-
-        of_rows = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
-        values = {name: parameter.detach() for name, parameter in free.items()}
-        for parameter in free.values():
-            parameter.grad = torch.zeros_like(parameter)
+        means = {name: torch.zeros_like(parameter) for name, parameter in free.items()}
         size = max(1, _CHUNK // sum(parameter.numel() for parameter in free.values()))
-        device = batch.images.device
-        # Other kernels of attention are not there for gradients of rows
-        with batch.key.child("dropout").ambient((device,)), sdpa_kernel(SDPBackend.MATH):
+        of_rows = PER_SAMPLE[self.per_sample](model, batch.smoothing)
+        with batch.key.child("dropout").ambient((batch.images.device,)):
             for images, labels in zip(torch.split(batch.images, size), torch.split(batch.labels, size), strict=True):
-                found = of_rows(values, images, labels)
+                found = of_rows(images, labels)
                 norms = torch.stack([each.flatten(1).square().sum(1) for each in found.values()]).sum(0).sqrt()
                 kept = (self.clip / norms).clamp(max=1) / len(batch.labels)
-                for name, parameter in free.items():
-                    assert parameter.grad is not None
-                    parameter.grad += torch.tensordot(kept, found[name], 1)
+                for name, mean in means.items():
+                    mean += torch.tensordot(kept, found[name], 1)
+        for name, parameter in free.items():
+            parameter.grad = means[name]
         self.blur(free.values(), 1 / len(batch.labels), batch.key)
