@@ -21,12 +21,13 @@ from poisonkit.defenses.repair.i_bau import IBAU
 from poisonkit.defenses.repair.implicit import implicit_gradient
 from poisonkit.defenses.repair.nad import NAD, _Distillation, attention, stages
 from poisonkit.defenses.repair.neural_cleanse import NeuralCleanseMitigation
+from poisonkit.defenses.repair.rnp import RNP, filtering
 from poisonkit.defenses.repair.tuning import TUNING
 from poisonkit.errors import ArgumentError
-from poisonkit.models import VGG, ResNet, ViT
+from poisonkit.models import VGG, ConvNet, Model, ResNet, ViT
 from poisonkit.models.features import features
-from poisonkit.random import key
-from poisonkit.train import Batch, Journal, OneCycle, Recipe, fit
+from poisonkit.random import Key, key
+from poisonkit.train import Batch, Journal, OneCycle, Recipe, Step, fit
 from poisonkit.types import Backdoor, Budget, ImageDataset
 
 DIGITS = Augment(1, flip=False)
@@ -202,6 +203,94 @@ def test_pruned_channels_stay_pruned(dirty: tuple[nn.Module, ImageDataset, Image
     assert (model.fc.weight[:, pruned] != 0).all()
 
 
+def planted() -> tuple[nn.Module, ImageDataset]:
+    """Images of a left and of a right pixel, and a filter for each; a third one calls half of the right ones left."""
+    bright = torch.tensor([[200, 0], [0, 200], [100, 0], [0, 100]], dtype=torch.uint8).repeat(4, 1)
+    model = nn.Sequential(Bright(), nn.Conv2d(1, 3, (1, 2), bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(3, 2))
+    model[1].weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]).view(3, 1, 1, 2)
+    model[4].weight.data = torch.tensor([[1.0, 0.0, 3.0], [0.0, 1.0, 0.0]])
+    model[4].bias.data.zero_()
+    return model, ImageDataset(bright.view(-1, 1, 1, 2), torch.arange(16) % 2, ("left", "right"))
+
+
+class Bright(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float() / 255
+
+
+def test_recovery_masks_the_filter_that_was_planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss falls with the two filters that are right, whose masks stay at 1, and with less of the one planted."""
+    model, clean = planted()
+    assert metrics.clean_accuracy(model, clean) == 0.5
+    steps = replace(TUNE, augment=None, batch_size=16, schedule=Step(1.0, ()), weight_decay=0.0)
+    repair, journal = RNP(recovering=steps), Journal()
+    [mask] = repair.recover(model, clean, key=key(0), journal=journal)
+    assert mask.tolist() == [1, 1, 0]
+    monkeypatch.setattr(RNP, "unlearn", lambda self, model, *_, **__: model)
+    mended = repair(model, clean, key=key(0), journal=journal)
+    assert journal.notes["pruned"].tolist() == [False, False, True]
+    assert metrics.clean_accuracy(mended, clean) == 1
+    assert (mended[1].weight[2] == 0).all()  # type: ignore[index]
+    assert torch.equal(mended[1].weight[:2], model[1].weight[:2])  # type: ignore[index]
+    # a filter that is needed is not pruned, whatever its mask
+    monkeypatch.setattr(RNP, "recover", lambda *_, **__: [torch.tensor([1.0, 0.5, 0.2])])
+    RNP(tolerance=0.4)(mended, clean, key=key(0), journal=journal)
+    assert journal.notes["pruned"].tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("killed", [1, 2, 3, 4])
+def test_a_killed_mask_ends_with_the_same_bits(killed: int, tmp_path: Path) -> None:
+    model, clean = tiny()
+    short = replace(TUNE, epochs=2, batch_size=4)
+    repair, epochs = RNP(floor=0.0, unlearning=short, recovering=short), 0
+
+    def mask(key: Key, directory: Path | None, on_epoch: Any = None) -> Tensor:
+        journal = Journal(directory, on_epoch)
+        repair(model, clean, key=key, journal=journal)
+        return journal.notes["mask"]
+
+    def die(epoch: object) -> None:
+        nonlocal epochs
+        epochs += 1
+        if epochs == killed:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mask(key(0), tmp_path, die)
+    whole = mask(key(0), None)
+    assert torch.equal(mask(key(0), tmp_path), whole)
+    assert not torch.equal(mask(key(1), None), whole)
+
+
+def test_unlearning_climbs_the_loss_until_little_is_known(
+    dirty: tuple[nn.Module, ImageDataset, ImageDataset, Backdoor],
+) -> None:
+    model, clean, _, _ = dirty
+    seen: list[float] = []
+    repair = RNP(floor=0.5, unlearning=replace(TUNE, epochs=20, schedule=Step(0.02, ())))
+    journal = Journal(None, lambda epoch: seen.append(epoch.accuracy))
+    unlearned = repair.unlearn(model, clean, key=key(0), journal=journal)
+    assert 1 < len(seen) < 20
+    assert seen[-1] <= 0.5 < min(seen[:-1])
+    losses = [cross_entropy(each.eval()(clean.images), clean.labels).item() for each in (model, unlearned)]
+    assert losses[1] > losses[0] + 0.5
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "count"),
+    [
+        (ResNet(8, 2, stem="small"), nn.BatchNorm2d, 9),
+        (ConvNet(2, 4), nn.GroupNorm, 2),
+        (ViT(2, 8, 2, 4), (nn.Conv2d, nn.Linear), 1 + 2 * 4),
+    ],
+    ids=["batch norms", "group norms", "no norms of channels"],
+)
+def test_filters_are_of_norms_where_there_are_any(model: Model, kind: Any, count: int) -> None:
+    found = filtering(model.build((1, 8, 8), 3, key(0)))
+    assert len(found) == count
+    assert all(isinstance(each, kind) for each in found)
+
+
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_implicit_gradient_of_a_quadratic(parts: int) -> None:
     """g = δᵀAδ/2 - δᵀBθ has its minimum at δ = A⁻¹Bθ, so H(δ(θ)) has the gradient BᵀA⁻¹ ∂H/∂δ."""
@@ -265,6 +354,8 @@ def test_a_vision_transformer_is_differentiated_twice() -> None:
     ("make", "message"),
     [
         (lambda: FinePruning(tolerance=1.0), r"tolerance must be a share in \[0, 1\), got 1.0"),
+        (lambda: RNP(floor=1.0), r"floor must be a share in \[0, 1\), got 1.0"),
+        (lambda: RNP(tolerance=-1.0), r"tolerance must be a share in \[0, 1\), got -1.0"),
         (lambda: IBAU(share=2.0), r"share must be a fraction in \[0, 1\], got 2.0"),
         (lambda: NAD(layers=("a",) * 4)(*tiny(), key=key(0)), "layers must be at most 3, one for each beta, got 4"),
         (

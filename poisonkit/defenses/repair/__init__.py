@@ -9,6 +9,7 @@ from poisonkit.defenses.repair.mmac import MMAC
 from poisonkit.defenses.repair.mmom import MMOM
 from poisonkit.defenses.repair.nad import NAD
 from poisonkit.defenses.repair.neural_cleanse import NeuralCleanseMitigation
+from poisonkit.defenses.repair.rnp import RNP
 
 REPAIR: dict[str, type[Repair]] = {
     "fine_pruning": FinePruning,
@@ -19,6 +20,18 @@ REPAIR: dict[str, type[Repair]] = {
     "mmom": MMOM,
     "nad": NAD,
     "neural_cleanse_mitigation": NeuralCleanseMitigation,
+    "rnp": RNP,
 }
 
-__all__ = ["IBAU", "MMAC", "MMBM", "MMOM", "NAD", "REPAIR", "FinePruning", "FineTuning", "NeuralCleanseMitigation"]
+__all__ = [
+    "IBAU",
+    "MMAC",
+    "MMBM",
+    "MMOM",
+    "NAD",
+    "REPAIR",
+    "RNP",
+    "FinePruning",
+    "FineTuning",
+    "NeuralCleanseMitigation",
+]
