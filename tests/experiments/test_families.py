@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from poisonkit.__main__ import main
-from poisonkit.commands.run import DEFENSES
+from poisonkit.commands.run import DEFENSES, Plan
 from poisonkit.data import load
 from poisonkit.defenses import FAMILIES
 from poisonkit.engine import load_ensemble
@@ -22,6 +24,8 @@ from poisonkit.experiments import set_aside
 from poisonkit.experiments.findings import findings
 from poisonkit.random import key
 from poisonkit.train import Journal, fit
+from poisonkit.train.checkpoints import load_tensors
+from poisonkit.train.loop import Checkpoint
 from poisonkit.types import Backdoor, Budget, Detection, ImageDataset, Poison
 
 SMALL = ["--data", "digits", "--limit", "200", "--recipe.model.width", "4", "--recipe.epochs", "1", "--threads", "1"]
@@ -154,6 +158,45 @@ def test_a_run(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads((out / "digests.json").read_text()) == digests
     with pytest.raises(RunError, match="of a certified defense"):
         load_ensemble(out)
+
+
+def test_a_filter_is_followed_by_training_on_what_it_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which goes on when it is killed; the report says how many rows went, and how many of them were poisoned."""
+    out, save = tmp_path / "run", Checkpoint.save
+    command = ["run", *SMALL, "--recipe.epochs", "3", "--attack", "badnets_white", "--rate", "0.1"]
+    command += ["--defense", "spectral_signatures", "--out", str(out)]
+
+    def killed(self: Checkpoint, tensors: Mapping[str, Tensor], epochs: int) -> None:
+        if self.path.parent.name == "spectral_signatures" and epochs == 2:
+            raise ZeroDivisionError
+        save(self, tensors, epochs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", killed)
+        with pytest.raises(ZeroDivisionError):
+            main(command)
+    assert not (out / "results.json").exists()
+    assert main(command) == 0
+    said, poison = (load_tensors(out / f"{name}.safetensors") for name in ("spectral_signatures/said", "poison"))
+    flagged = said["note flagged"]
+    plan, (clean, _) = Plan.of(json.loads((out / "manifest.json").read_text())["plan"]), load("digits")
+    dirty = clean.take(torch.arange(200) * len(clean) // 200)
+    dirty.images[poison["rows"]], dirty.labels[poison["rows"]] = poison["images"], poison["labels"]
+    left = dirty.take((~flagged).nonzero()[:, 0])
+    straight = fit(left, plan.recipe, key=key(0).child("undefended")).state_dict()
+    kept = load_tensors(out / "spectral_signatures" / "model.safetensors")
+    assert all(torch.equal(kept[name], straight[name]) for name in straight)
+    log = [json.loads(line) for line in (out / "spectral_signatures" / "metrics.jsonl").read_text().splitlines()]
+    # the second epoch, whose checkpoint was lost, was done again
+    assert [line["number"] for line in log if "number" in line] == [1, 2, 2, 3]
+    assert all(line["rows"] == len(left) < 200 for line in log if "rows" in line)
+    hit, row = int(flagged[poison["rows"]].sum()), capsys.readouterr().out.split("Rows held for poisoned")[1]
+    shown = [str(int(flagged.sum())), str(hit), f"{5 * hit:.1f} %"]  # of 20 poisoned rows
+    assert re.search(r"\s+".join(map(re.escape, shown)), row)
+    page = (out / "report.html").read_text().split("Rows held for poisoned")[1]
+    assert all(f">{cell}<" in page for cell in shown)
 
 
 def test_what_has_no_parts_is_not_cut(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
