@@ -28,6 +28,10 @@ class RunError(PoisonkitError, RuntimeError):
     """A run directory cannot be written, or cannot be resumed as asked."""
 
 
+class DivergedError(PoisonkitError, ArithmeticError):
+    """Training came to a loss or a weight that is not finite."""
+
+
 class MissingError(PoisonkitError, ImportError):
     """An optional package or a compiled extension is needed and not there."""
 

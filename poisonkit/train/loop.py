@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from poisonkit.errors import PoisonkitError, RunError, fail, require
+from poisonkit.errors import DivergedError, RunError, fail, require
 from poisonkit.random import Key
 from poisonkit.train.checkpoints import digest, load, save_tensors, sweep
 from poisonkit.train.procedure import Batch, Procedure
@@ -98,7 +98,7 @@ def fit(
     kept by it lacks none: an epoch whose checkpoint was lost is done, and reported, again. No rows at
     all give the initialised network.
 
-    Raises PoisonkitError where the loss is not finite; RunError where the checkpoint is of another
+    Raises DivergedError where the loss is not finite; RunError where the checkpoint is of another
     recipe, key, procedure, start or data; DataError where it is damaged (training never goes on from such a file, nor
     silently starts over).
     """
@@ -190,7 +190,7 @@ def train_epoch(
     """One pass over ``rows`` (int64 [n], by default all) of ``data``; ``epoch`` counts from 0.
 
     A row's augmentation depends on its position in ``data``. The steps are those of :func:`batches`.
-    Raises PoisonkitError where the loss or a weight is not finite.
+    Raises DivergedError where the loss or a weight is not finite.
     """
     device = next(model.parameters()).device
     rows = torch.arange(len(data), device=data.device) if rows is None else rows.to(data.device)
@@ -231,17 +231,17 @@ def train_epoch(
 
 
 def check_finite(parameters: Mapping[str, Tensor], losses: Tensor, epoch: int, whose: str = "") -> None:
-    """Raise PoisonkitError where a loss of an epoch's steps [steps], or a parameter after them, is not finite."""
+    """Raise DivergedError where a loss of an epoch's steps [steps], or a parameter after them, is not finite."""
     bad = (~losses.isfinite()).nonzero()
     remedy = "lower the learning rate, or look for extreme pixels"
     if len(bad):
         step = int(bad[0])
         where = f"{float(losses[step])} at epoch {epoch + 1}, step {step + 1} of {len(losses)}"
-        fail(f"loss{whose}", "finite", where, remedy, PoisonkitError)
+        fail(f"loss{whose}", "finite", where, remedy, DivergedError)
     for name, parameter in parameters.items():
         if not parameter.isfinite().all():
             where = f"inf or nan in {name} at epoch {epoch + 1}, step {len(losses)} of {len(losses)}"
-            fail(f"weights{whose}", "finite", where, remedy, PoisonkitError)
+            fail(f"weights{whose}", "finite", where, remedy, DivergedError)
 
 
 def _resident(data: ImageDataset, device: torch.device) -> ImageDataset:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from poisonkit.attacks import ATTACKS, Smooth
+from poisonkit.attacks.crafting import SURROGATE
 from poisonkit.data import load
+from poisonkit.defenses.training.interleaved import UnlearningRate
 from poisonkit.engine import Local, Progress, Run
 from poisonkit.experiments.lab import Lab
 from poisonkit.experiments.reproduce import ieu
 from poisonkit.experiments.reproduce import ieu_paper as paper
 from poisonkit.experiments.reproduce.sizes import size
-from poisonkit.models import ViT
+from poisonkit.models import ResNet, ViT
 from poisonkit.random import key
 from poisonkit.train import Recipe
 
@@ -71,10 +75,30 @@ def test_ablations_share_what_they_can(lab: Lab) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ieu/table4", "ieu/table5", "ieu/table6"])
+@pytest.mark.parametrize("name", ["ieu/table4", "ieu/table5", "ieu/table6", "ieu/table7"])
 def test_other_tables(lab: Lab, name: str) -> None:
     [part] = ieu.IEU_PAPER[name].run(lab, setting())
     assert all(math.isfinite(number) for columns in part.numbers.values() for number in columns.values())
+
+
+def test_a_training_that_diverges_is_a_row(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlearning at 10³⁰ times the learning rate leaves no number; the other rows are measured."""
+    surrogate = replace(SURROGATE, model=ResNet(8, 2, stem="small"), epochs=1)
+    monkeypatch.setitem(ATTACKS, "smooth", partial(Smooth, steps=2, surrogate=surrogate))
+    rates = {f"{value:g} times": UnlearningRate("constant", constant=value) for value in (1.0, 1e30)}
+    variants = lambda defense: {row: replace(defense, rate=rate) for row, rate in rates.items()}  # noqa: E731
+    monkeypatch.setattr(ieu, "unlearning_rates", variants)
+    [part] = ieu.stability(lab, setting())
+    assert list(part.numbers) == [paper.NONE, "1 times", "1e+30 times"]
+    assert part.numbers["1e+30 times"] == {paper.DIVERGED: 1}
+    for row in (paper.NONE, "1 times"):
+        assert part.numbers[row][paper.DIVERGED] == 0
+        assert set(paper.MEASURES) <= set(part.numbers[row])
+    # it stands beside the other tables in their run
+    assert {path.name for path in lab.run.directory.iterdir()} >= {"vgg11", "crafting"}
+    assert ieu.stability(lab, setting()) == [part]
+    plan = ieu.IEU_PAPER["ieu/table7"].plan(setting(), 100)
+    assert [each.count for each in plan] == [1, 1, 3]
 
 
 def test_what_was_pretrained_on_is_left_out_and_said() -> None:
@@ -93,4 +117,4 @@ def test_the_papers_averages_and_sizes() -> None:
     assert found.networks == 1 + 4 * len(paper.ATTACKS)
     # a forward pass of ViT-S/16 at 224 pixels is 4.6 G multiply-adds, its attention's products included
     a_step = 3 * 4.25e9 * 25_000
-    assert found.multiply_adds == pytest.approx(a_step * (100 + 3 * 10 * 10 + 10 * 10 / 12), rel=0.05)
+    assert found.multiply_adds == pytest.approx(a_step * (100 + 3 * 10 * 11 + 10 * 11 / 12), rel=0.05)

@@ -22,10 +22,12 @@ from poisonkit.defenses.guards import AttnBlock
 from poisonkit.defenses.repair import IBAU
 from poisonkit.defenses.training import ABL, IEU
 from poisonkit.defenses.training.interleaved import UnlearningRate
+from poisonkit.engine.crafting import Ready
+from poisonkit.errors import DivergedError
 from poisonkit.experiments.lab import Lab
 from poisonkit.experiments.reproduce import ieu_paper as paper
 from poisonkit.experiments.reproduce.registry import Kind, Part, Reproduction, Training
-from poisonkit.models import ViT, predict
+from poisonkit.models import VGG, ViT, predict
 from poisonkit.train import Cosine, Recipe
 from poisonkit.train.finetuning import FineTuning, fine_tune
 from poisonkit.train.pretraining import Pretrained, clean_split, pretrain
@@ -116,11 +118,13 @@ class _Bench:
     start: nn.Module
     data: ImageDataset
     test: ImageDataset
+    under: str
 
 
-def _bench(lab: Lab, setting: Setting) -> _Bench:
+def _bench(lab: Lab, setting: Setting, under: str = "") -> _Bench:
+    """What lies below ``under`` in the run, if not in the run itself."""
     rows, rest = clean_split(len(lab.train), setting.share, lab.key.child("pretrain"))
-    with lab.journal("pretraining") as journal:
+    with lab.journal(f"{under}pretraining") as journal:
         pretrained = pretrain(
             lab.train.to(lab.test.device),
             rows,
@@ -133,15 +137,15 @@ def _bench(lab: Lab, setting: Setting) -> _Bench:
     count = min(setting.asked or len(lab.test), len(lab.test))
     test = lab.test.take(torch.arange(count) * len(lab.test) // count)
     start = pretrained.begin(lab.train.num_classes, lab.key.child("head"))
-    return _Bench(pretrained, start, lab.train.take(rest).to(lab.test.device), test)
+    return _Bench(pretrained, start, lab.train.take(rest).to(lab.test.device), test, under)
 
 
 def _poison(lab: Lab, bench: _Bench, attack: str, rate: float) -> Poison:
     # SIG poisons all of its target class, which is class 1 everywhere in the paper
     budget = Budget(1.0, per_class=True) if attack == "sig" else Budget(rate)
     kind: Any = ATTACKS[attack]
-    poison: Poison = kind(target=1)(bench.data, budget, key=lab.key.child("attack"))
-    return poison
+    ready = Ready(kind(target=1), lab.run.directory / "crafting", lab.progress)
+    return ready(bench.data, budget, key=lab.key.child("attack"))
 
 
 def _asked(model: Any, bench: _Bench, poison: Poison) -> dict[str, Tensor]:
@@ -211,6 +215,8 @@ def _seen(defense: IEU, setting: Setting, bench: _Bench, data: ImageDataset, lab
 def _measured(said: Said, bench: _Bench, poison: Poison) -> dict[str, float]:
     """Rates of a classifier; of one with a gate, how many poisoned rows it missed and how many others it flagged."""
     assert isinstance(poison.goal, Backdoor)
+    if paper.DIVERGED in said:
+        return {paper.DIVERGED: 1.0}
     labels = bench.test.labels.cpu()
     wanted, clean, triggered = poison.goal.wanted(labels), said["clean"], said["triggered"]
     other = labels != wanted
@@ -232,7 +238,7 @@ def _measured(said: Said, bench: _Bench, poison: Poison) -> dict[str, float]:
 
 def _run(lab: Lab, setting: Setting, bench: _Bench, attack: str, rate: float, methods: Mapping[str, Method]) -> Any:
     """row of ``methods`` -> measure -> number."""
-    poison, name = _poison(lab, bench, attack, rate), f"{attack}-{rate:g}"
+    poison, name = _poison(lab, bench, attack, rate), f"{bench.under}{attack}-{rate:g}"
     found = {}
     for row, method in methods.items():
         tag = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in row.lower())
@@ -324,6 +330,54 @@ def rates(lab: Lab, setting: Setting) -> list[Part]:
     return [_part("Poison rate", rows)]
 
 
+def _of_vgg(setting: Setting) -> Setting:
+    """The same scale for a VGG-11 as wide as the transformer is, one view and the attack that the paper names."""
+    model = setting.recipe.model
+    assert isinstance(model, ViT)
+    vgg = VGG(11, max(1, model.width // 6), batch_norm=False, stem="small")
+    poisoned = replace(setting.ieu.poisoned, model=replace(model, depth=1, drop_path=0.0))
+    return replace(
+        setting,
+        recipe=replace(setting.recipe, model=vgg),
+        pretraining=replace(setting.pretraining, model=vgg),
+        ieu=replace(setting.ieu, poisoned=poisoned, views=None),
+        attacks=("smooth",),
+    )
+
+
+def _or_diverged(method: Method) -> Method:
+    def run(setting: Setting, bench: _Bench, poison: Poison, lab: Lab, name: str) -> Said:
+        try:
+            return method(setting, bench, poison, lab, name)
+        except DivergedError as error:
+            lab.progress.line(f"{name}: {error}")
+            return {paper.DIVERGED: torch.tensor(True)}
+
+    return run
+
+
+def stability(lab: Lab, setting: Setting) -> list[Part]:
+    """IEU of a VGG-11 against Smooth by unlearning rate, where the paper met losses that are no numbers."""
+    setting = _of_vgg(setting)
+    bench = _bench(lab, setting, "vgg11/")
+    methods = {paper.NONE: _or_diverged(_none)}
+    for i, (row, ieu) in enumerate(unlearning_rates(setting.ieu).items()):
+        methods[row] = _or_diverged(_trained(ieu, f"ieu-{i}"))
+    found = _run(lab, setting, bench, setting.attacks[0], setting.rate, methods)
+    part = _part("VGG-11 against Smooth", {row: {paper.DIVERGED: 0.0, **numbers} for row, numbers in found.items()})
+    return [replace(part, kinds={paper.DIVERGED: "share", **part.kinds})]
+
+
+def _plan_stability(setting: Setting, rows: int) -> Sequence[Training]:
+    setting, left = _of_vgg(setting), rows * (1 - setting.share)
+    runs = 1 + len(unlearning_rates(setting.ieu))
+    return [
+        Training(1, rows * setting.share, setting.pretraining),
+        Training(1, left, setting.ieu.poisoned),
+        Training(runs, left, setting.recipe),
+    ]
+
+
 def _plan(runs: int, gates: int = 1) -> Callable[[Setting, int], Sequence[Training]]:
     """Pretraining, ``runs`` fine-tunings, and so many poisoned modules."""
 
@@ -364,4 +418,5 @@ IEU_PAPER = {
     "ieu/table6": _entry(
         "no mask, noise on the gate, a fixed unlearn set, LGA and flooding", _ablation("Design", designs), _plan(9, 5)
     ),
+    "ieu/table7": _entry("VGG-11 against Smooth, by unlearning rate", stability, _plan_stability),
 }

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from poisonkit.experiments.reproduce.registry import Kind, Part, table
 
 SOURCE = "Li 2024, arXiv 2410.01128"
-# of the paper's eleven; ISSBA is not in this package
 ATTACKS = (
     "badnets_white",
     "badnets_pattern",
@@ -23,6 +22,7 @@ ATTACKS = (
     "trojan_sq",
     "trojan_wm",
     "sig",
+    "issba",
     "batt",
 )
 AVERAGE = "average"
@@ -30,6 +30,7 @@ ACC, ASR, ASR_ALL, PACC = "accuracy", "attack success", "attack success, all ima
 MISSES, ALARMS = "misses", "false alarms"
 MEASURES: Mapping[str, Kind] = dict.fromkeys((ACC, ASR, ASR_ALL, PACC), "share")
 GATE: Mapping[str, Kind] = dict.fromkeys((MISSES, ALARMS), "share")
+DIVERGED = "diverged"
 
 THRESHOLDS = (0.9, 0.95, 0.99)
 DEPTHS = (1, 2, 3)
