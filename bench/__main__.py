@@ -107,6 +107,9 @@ CPU: dict[str, Callable[[], Iterator[Row]]] = {
     "weighted_sum_hash": hash_bench,
 }
 
+# The parts that need a GPU; bench/gpu.py has them.
+GPU = ("ops", "dpa", "epic", "ieu", "rdm-dc", "mmac")
+
 # These fill a disk or need real images, and run only when named.
 LARGE = {"epic", "imagenet64"}
 
@@ -116,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"CPU benches; by default all but {', '.join(LARGE)}")
     parser.add_argument("--list", action="store_true", help="what there is to measure")
     parser.add_argument("--check", action="store_true", help="every goal: met, unmet, or not measured")
-    parser.add_argument("--gpu", choices=("ops", "dpa"), help="measure a part on the GPU, as bench/gpu.sh does")
+    parser.add_argument("--gpu", choices=GPU, help="measure a part on the GPU, as bench/gpu.sh does")
     arguments = parser.parse_args(argv)
     if arguments.list:
         return listing()
@@ -125,32 +128,38 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := set(arguments.names) - set(CPU):
         parser.error(f"no CPU bench of {', '.join(sorted(unknown))}; there is {', '.join(CPU)}")
     rows.commit()  # before this run changes the tree
-    torch.set_num_threads(1)
     if arguments.gpu and not torch.cuda.is_available():
         print("no CUDA device; nothing was measured")
     elif arguments.gpu:
+        # For deterministic training, and before CUDA starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         from bench import gpu
+        from bench.place import Place
 
-        keep(gpu.PARTS[arguments.gpu]())
+        keep(gpu.PARTS[arguments.gpu](Place(torch.device("cuda"), rows.ROOT / "runs" / "bench")))
     else:
+        torch.set_num_threads(1)
         for name in arguments.names or [name for name in CPU if name not in LARGE]:
             keep(CPU[name]())
     return 0
 
 
 def keep(measured: Iterable[Row]) -> None:
-    """Print the rows as they come, then put them into their machine's file and the table of the docs."""
-    found = [show(row) for row in measured]
-    first = found[0]
-    if first.machine.gpu:
-        path = rows.RESULTS / "gpu" / f"{first.date}-{rows.slug(first.machine.gpu)}.json"
-    else:
-        machine = first.machine
-        path = rows.RESULTS / "cpu" / f"{rows.slug(f'{machine.cpu} {machine.cores} cores {machine.isa[-1]}')}.json"
-    rows.write(path, found)
+    """Print each row as it comes and put it into its machine's file, then all into the table of the docs."""
+    for row in measured:
+        path = file_of(show(row))
+        rows.write(path, [row])  # at once: a run that is cut off has measured what it has measured
+        if row.machine.gpu and "OUT" in os.environ:
+            shutil.copy(path, os.environ["OUT"])
     DOCS.write_text(with_table(DOCS.read_text(), rows.read()))
-    if first.machine.gpu and "OUT" in os.environ:
-        shutil.copy(path, os.environ["OUT"])
+
+
+def file_of(row: Row) -> Path:
+    """Where the rows of its machine are kept."""
+    machine = row.machine
+    if machine.gpu:
+        return rows.RESULTS / "gpu" / f"{row.date}-{rows.slug(machine.gpu)}.json"
+    return rows.RESULTS / "cpu" / f"{rows.slug(f'{machine.cpu} {machine.cores} cores {machine.isa[-1]}')}.json"
 
 
 def show(row: Row) -> Row:

@@ -1,64 +1,92 @@
-"""What needs a GPU: ops against the device's bandwidth and against torch, and a defense from end to end."""
+"""What needs a GPU: every op against the device's own limits and against torch, and each paper from end to end."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from functools import cache, partial
-from importlib.util import find_spec
-from pathlib import Path
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bench import measure
+from bench import papers
+from bench.calibrated_mean import features
+from bench.clipped_relu import LAYOUTS, formula
 from bench.gradients import gradients
-from bench.measure import interleave, speedup
+from bench.measure import speedup
+from bench.place import Place, sections
 from bench.rows import Row
-from poisonkit import ops
-from poisonkit.models import ResNet
-from poisonkit.models.predict import ensemble_logits
-from poisonkit.models.resnet import folded
-from poisonkit.random import key
-from poisonkit.train import Recipe, new_model, train_epoch
-from poisonkit.train.loop import deterministic, new_optimizer
-from poisonkit.types import ImageDataset
+from bench.torch_hash import torch_int_mm
+from poisonkit import key, ops
 
-ROUNDS = 15
+Runs = dict[str, Callable[[], Any]]
 
 
-def bench_ops() -> Iterator[Row]:
-    """The bandwidth, the hash and the clipped ReLU at full size, and every op against its reference in torch."""
-    yield from copying()
-    yield from hash_against_reading()
-    yield from medoids()
-    yield from clipped_relu_against_copying()
-    for name, op in ops.OPS.items():
-        if op.triton is not None:  # the others run their reference there
-            yield from against_reference(name)
+def bench_ops(place: Place) -> Iterator[Row]:
+    """What the device reaches, then every op against that, and against torch as it is and compiled."""
+    yield from sections(place, (limits, hashes, medoids, bounds, means, radii))
 
 
-def copying() -> Iterator[Row]:
-    source = torch.randint(256, (1 << 32,), dtype=torch.uint8, device="cuda")
+PARTS: dict[str, Callable[[Place], Iterator[Row]]] = {"ops": bench_ops, **papers.PARTS}
+
+
+def against(
+    place: Place,
+    name: str,
+    ours: Callable[[], Any],
+    peers: Runs,
+    limits: Runs,
+    note: str = "",
+    same: Callable[[Any, Any], object] = torch.testing.assert_close,
+) -> Iterator[Row]:
+    """The time of ``ours``, how many times as long ``peers`` take that come to the ``same``, and of what ``limits`` do.
+
+    A peer that torch cannot run is left out, and the note says which and why.
+    """
+    expected, able = ours(), {}
+    for peer, run in peers.items():
+        try:
+            found = run()
+        except RuntimeError as error:  # torch's compiler raises its own children of this one
+            note = "; ".join(filter(None, [note, f"{peer}: {type(error).__name__}"]))
+        else:
+            same(found, expected)
+            able[peer] = run
+    times = place.interleave({"ours": ours, **able, **limits})
+    yield place.row(f"{name}/time", median(times["ours"]) * 1e3, "ms", note, "lower")
+    for peer in able:
+        yield place.row(f"{name}/over_{peer}", speedup(times, "ours", over=peer), "ratio", note)
+    for limit in limits:
+        yield place.row(f"{name}/of_{limit}", speedup(times, "ours", over=limit), "ratio", note)
+
+
+def limits(place: Place) -> Iterator[Row]:
+    """The bandwidth, and the rate of a large matrix product by what it multiplies."""
+    source = torch.randint(256, (place.of(1 << 32, 1 << 12),), dtype=torch.uint8, device=place.device)
     target = torch.empty_like(source)
-    times = interleave({"copy": lambda: target.copy_(source)}, ROUNDS, seconds)
+    times = place.interleave({"copy": lambda: target.copy_(source)})
     moved = 2 * source.numel()
-    yield row("copy/cuda/throughput", moved / median(times["copy"]) / 1e9, "GB/s", "bytes read and bytes written")
+    note = "bytes read and bytes written"
+    yield place.row(f"copy/{place.name}/throughput", moved / median(times["copy"]) / 1e9, "GB/s", note)
+    side = place.of(8192, 32)
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
+        matrix = torch.ones(side, side, device=place.device).to(dtype)
+        product = torch._int_mm if dtype == torch.int8 else torch.mm
+        times = place.interleave({"product": partial(product, matrix, matrix.T)})
+        rate = 2 * side**3 / median(times["product"]) / 1e12
+        name = f"product/{place.name}/{str(dtype).removeprefix('torch.')}/rate"
+        yield place.row(name, rate, "TFLOP/s", f"{side} x {side} x {side}, as torch has it")
 
 
-def hash_against_reading(D: int = 12288) -> Iterator[Row]:
-    """All of ImageNet at 64x64, or a third of it where memory is short, and passes that only read it."""
-    free, _ = torch.cuda.mem_get_info()
-    rows = 1_281_167 if free > 1.25 * 1_281_167 * D else 400_000
-    x, weights = hash_arguments(rows, D)
-    some = torch.cat([torch.arange(500), torch.arange(rows - 500, rows)]).cuda()
+def hashes(place: Place) -> Iterator[Row]:
+    """All of ImageNet at 64x64, or a third of it where memory is short, against reading it; peers on fewer rows."""
+    rows, D = place.of((1_281_167, 12288), (1200, 96))
+    if not place.small and torch.cuda.mem_get_info(place.device)[0] < 1.25 * rows * D:
+        rows = 400_000
+    x = torch.randint(256, (rows, D), dtype=torch.uint8, device=place.device)
+    weights = ops.hash_weights(D).to(place.device)
+    some = torch.cat([torch.arange(500), torch.arange(rows - 500, rows)]).to(place.device)
     with ops.isa("reference"):
         expected = ops.weighted_sum_hash(x[some].cpu(), weights.cpu())
     assert torch.equal(ops.weighted_sum_hash(x, weights)[some].cpu(), expected), "wrong hashes"
@@ -66,223 +94,174 @@ def hash_against_reading(D: int = 12288) -> Iterator[Row]:
     words = x.view(torch.int64)
     # Which reduction comes nearest to the bandwidth differs between devices: the fastest is the limit.
     reads = {"sum": words.sum, "max": words.amax, "float sum": x.view(torch.float32).sum}
-    times = interleave({"hash": lambda: ops.weighted_sum_hash(x, weights), **reads}, ROUNDS, seconds)
+    times = place.interleave({"hash": lambda: ops.weighted_sum_hash(x, weights), **reads})
     limit = min(reads, key=lambda name: median(times[name]))
-    name, note = f"weighted_sum_hash/cuda/{D}", f"{rows} rows; the read is torch's {limit}"
-    yield row(f"{name}/of_read", speedup(times, "hash", over=limit), "ratio", note)
-    yield row(f"{name}/throughput", x.numel() / median(times["hash"]) / 1e9, "GB/s", note)
-    yield row(f"{name}/read_throughput", x.numel() / median(times[limit]) / 1e9, "GB/s", note)
+    name, note = f"weighted_sum_hash/{place.name}/{D}", f"{rows} rows; the read is torch's {limit}"
+    yield place.row(f"{name}/of_read", speedup(times, "hash", over=limit), "ratio", note)
+    yield place.row(f"{name}/throughput", x.numel() / median(times["hash"]) / 1e9, "GB/s", note)
+    yield place.row(f"{name}/read_throughput", x.numel() / median(times[limit]) / 1e9, "GB/s", note)
+
+    few = x[: place.of(65_536, 64)]
+    peers: Runs = {
+        "eager": partial(ops.OPS["weighted_sum_hash"].reference, few, weights),
+        "int_mm": partial(torch_int_mm, few, weights),
+        "compiled": partial(place.compiled(torch_int_mm), few, weights),
+    }
+    note = f"{len(few)} rows; eager is in float64, int_mm one int8 product, which is what is compiled"
+    yield from against(place, name, partial(ops.weighted_sum_hash, few, weights), peers, {}, note)
 
 
-def clipped_relu_against_copying() -> Iterator[Row]:
-    """Forward and backward against copies of as many bytes: two passes over the tensor, and three."""
-    for size in ((128, 64, 32, 32), (256, 256, 16, 16)):
-        for layout in ("contiguous", "channels_last"):
+def medoids(place: Place) -> Iterator[Row]:
+    """A round of EPIC on CIFAR-10 and one on ImageNet, each in one launch; picks are compared with the CPU's.
+
+    Torch's greedy keeps all distances, and takes one group. The limit is a product of all rows of a group with each
+    other, in which every distance is met once.
+    """
+    sizes = ((10, 5000, 10, 1500), (1000, 1300, 1000, 130))
+    for groups, n, d, k in place.of(sizes, ((2, 40, 5, 8),)):
+        different = min(groups, 10)
+        x = torch.cat([gradients(n, d, seed=seed) for seed in range(different)])
+        x = x.to(place.device).repeat(groups // different, 1)
+        offsets, counts = [n * group for group in range(groups + 1)], [k] * groups
+        expected = ops.facility_location(x[: 2 * n].cpu(), offsets[:3], counts[:2])
+        found = ops.facility_location(x, offsets, counts)
+        assert torch.equal(found.rows[: 2 * k].cpu(), expected.rows), "other medoids than on the CPU"
+
+        stacked = x.view(groups, n, d)[: place.of(100, 2)]
+        whole = partial(ops.facility_location, x, offsets, counts)
+        product = partial(torch.bmm, stacked, stacked.mT)
+        times = place.interleave({"op": whole, "product": product})
+        name = f"facility_location/{place.name}/{groups}x{n}x{d}/{k}"
+        yield place.row(f"{name}/time", median(times["op"]) * 1e3, "ms", better="lower")
+        share = speedup(times, "op", over="product") * groups / len(stacked)
+        yield place.row(f"{name}/of_product", share, "ratio", f"the product of {len(stacked)} groups, scaled to all")
+
+        def same(theirs: Tensor, ours: Tensor, x: Tensor = x[:n]) -> None:
+            worth = [torch.cdist(x, x[picks]).amin(1).sum() for picks in (theirs, ours)]
+            torch.testing.assert_close(*worth, rtol=1e-3, atol=0.0)
+
+        def one(x: Tensor = x[:n], k: int = k) -> Tensor:
+            return ops.facility_location(x, [0, len(x)], [k]).rows
+
+        peers: Runs = {
+            "eager": partial(greedy, picked, x[:n], k),
+            "compiled": partial(greedy, place.compiled(picked), x[:n], k),
+        }
+        about = f"facility_location/{place.name}/{n}x{d}/{k}"
+        yield from against(place, about, one, peers, {}, "one group; torch's greedy on all its distances", same)
+
+
+def greedy(step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, k: int) -> Tensor:
+    """Medoids as one would write them in torch, without a wait of the host: int64 [k]."""
+    distances = torch.cdist(x, x)
+    best, picks = distances.amax().repeat(len(x)), []
+    for _ in range(k):
+        pick, best = step(distances, best)
+        picks.append(pick)
+    return torch.stack(picks)
+
+
+def picked(distances: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+    """The row that lowers most the distances to the nearest medoid, ``best`` [n], and what they are then."""
+    pick = (best[:, None] - distances).clamp(min=0).sum(0).argmax()
+    return pick, torch.minimum(best, distances.index_select(1, pick[None])[:, 0])
+
+
+def bounds(place: Place) -> Iterator[Row]:
+    """Forward and backward against copies of as many bytes, two passes over the tensor and three, and against torch."""
+    sizes = ((128, 64, 32, 32), (256, 256, 16, 16))
+    for size in place.of(sizes, ((2, 3, 4, 4),)):
+        for layout, memory in LAYOUTS.items():
             for dtype in (torch.float32, torch.bfloat16):
-                x, grad = (torch.randn(size, device="cuda").to(dtype, memory_format=FORMATS[layout]) for _ in range(2))
-                bound = torch.rand(size[1], device="cuda") + 0.5
+                x, grad = (torch.randn(size, device=place.device).to(dtype, memory_format=memory) for _ in range(2))
+                bound = torch.rand(size[1], device=place.device) + 0.5
                 copy = torch.empty_like(x)
 
                 def both(x: Tensor = x, bound: Tensor = bound, grad: Tensor = grad) -> object:
                     return ops.clipped_relu_backward(grad, ops.clipped_relu(x, bound), bound, True, True)
 
-                candidates = {"both": both, "copy": lambda copy=copy, x=x: copy.copy_(x)}
-                times = interleave(candidates, ROUNDS, seconds)
-                name = f"clipped_relu/cuda/{'x'.join(map(str, size))}/{layout}"
+                times = place.interleave({"both": both, "copy": partial(copy.copy_, x)})
+                name = f"clipped_relu/{place.name}/{'x'.join(map(str, size))}/{layout}"
                 name += "" if dtype == torch.float32 else f"/{str(dtype).removeprefix('torch.')}"
-                yield row(f"{name}/of_copy", 2.5 * speedup(times, "both", over="copy"), "ratio", "forward and backward")
+                share = 2.5 * speedup(times, "both", over="copy")
+                yield place.row(f"{name}/of_copy", share, "ratio", "forward and backward")
+                learnt = [x.clone().requires_grad_(), bound.clone().requires_grad_()]
+
+                def graded(
+                    function: Callable[..., Tensor], learnt: list[Tensor] = learnt, grad: Tensor = grad
+                ) -> Callable[[], tuple[Tensor, ...]]:
+                    return lambda: torch.autograd.grad(function(*learnt), learnt, grad)
+
+                def same(theirs: tuple[Tensor, ...], ours: tuple[Tensor, ...], dtype: torch.dtype = dtype) -> None:
+                    if dtype == torch.float32:  # bfloat16 has ties, which torch splits
+                        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-2)
+
+                peers: Runs = {"eager": graded(formula), "compiled": graded(place.compiled(formula))}
+                yield from against(place, name, graded(ops.clipped_relu), peers, {}, "with autograd", same)
 
 
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+def means(place: Place) -> Iterator[Row]:
+    """Calibrated means of a condensation step: there is no kernel for the GPU, so the op is its reference in torch."""
+    B, n, d = place.of((10, 256, 2048), (2, 16, 32))
+    r = features(B)[:, :n, :d].to(place.device)
+    drop, start = ops.calibration_drop(0.1, n), torch.randn(d, generator=key(0).generator()).to(place.device)
+    for iterations in (10, 50):
+        ours = partial(calibrated, r, drop, iterations)
+        peers: Runs = {
+            "eager": partial(batched, r, start, drop, iterations),
+            "compiled": partial(place.compiled(batched), r, start, drop, iterations),
+        }
+
+        def same(theirs: Tensor, ours: Tensor) -> None:
+            torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-2)
+
+        name = f"calibrated_mean/{place.name}/{B}x{n}x{d}/{iterations}"
+        yield from against(place, name, ours, peers, {"read": r.sum}, "the op is eager torch there", same)
 
 
-def hash_arguments(rows: int, D: int = 12288) -> tuple[Tensor, Tensor]:
-    x = torch.randint(256, (rows, D), dtype=torch.uint8, device="cuda")
-    return x, ops.hash_weights(D).cuda()
+def calibrated(r: Tensor, drop: int, iterations: int) -> Tensor:
+    return ops.calibrated_mean(r, drop, iterations=iterations, key=key(0)).mean
 
 
-def medoids() -> Iterator[Row]:
-    """A round of EPIC on CIFAR-10 and one on ImageNet, each in one launch; picks are compared with the CPU's."""
-    for groups, n, d, k in ((10, 5000, 10, 1500), (1000, 1300, 1000, 130)):
-        x = torch.cat([gradients(n, d, seed=seed) for seed in range(10)]).cuda().repeat(groups // 10, 1)
-        offsets, counts = [n * group for group in range(groups + 1)], [k] * groups
-        expected = ops.facility_location(x[: 2 * n].cpu(), offsets[:3], counts[:2])
-        found = ops.facility_location(x, offsets, counts)
-        assert torch.equal(found.rows[: 2 * k].cpu(), expected.rows), "other medoids than on the CPU"
-        times = interleave({"op": lambda: ops.facility_location(x, offsets, counts)}, ROUNDS, seconds)  # noqa: B023
-        yield row(f"facility_location/cuda/{groups}x{n}x{d}/{k}/time", median(times["op"]) * 1e3, "ms", better="lower")
+def batched(r: Tensor, start: Tensor, drop: int, iterations: int) -> Tensor:
+    """Calibrated means by power iterations in Gram space, without a wait of the host: [B, n, d] to [B, d]."""
+    x = r - r.mean(1, keepdim=True)
+    w, gram = (x @ start)[..., None], torch.bmm(x, x.mT)
+    for _ in range(iterations):
+        image = torch.bmm(gram, w)
+        w = image / (w * image).sum(1, keepdim=True).sqrt()
+    far = w[..., 0].abs().topk(drop, 1).indices
+    kept = torch.ones_like(w[..., 0]).scatter(1, far, 0.0)
+    return torch.bmm(kept[:, None], r)[:, 0] / (r.shape[1] - drop)
 
 
-# Op -> a name for the size, and arguments whose reference still fits. An op without an entry takes its largest sample.
-SIZES: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
-    "weighted_sum_hash": ("12288", lambda: hash_arguments(65_536)),
-    "clipped_relu": ("128x64x32x32", lambda: (torch.randn(128, 64, 32, 32, device="cuda"), torch.ones(64).cuda())),
-}
+def radii(place: Place) -> Iterator[Row]:
+    """Votes to radii: no kernel of the GPU's own, so against the CPU's, which takes the votes from the device."""
+    models, inputs, classes = place.of((16, 10_000, 10), (4, 12, 3))
+    votes = torch.randint(classes, (models, inputs), generator=torch.Generator().manual_seed(0))
+    order = torch.arange(classes)
+    top, there = votes.to(torch.uint8)[..., None].to(place.device), order.to(place.device)
+    # A model prefers smaller classes, but for its first: all that a run-off asks of it is two bits a class
+    above = torch.full((models, inputs, 2, -(-classes // 8)), 255, dtype=torch.uint8, device=place.device)
+    size = f"{models}x{inputs}x{classes}"
+    runs = {
+        "vote_radius": lambda top, order, _: ops.vote_radius(top, order, None, [0], 1),
+        "run_off_radius": lambda top, order, above: ops.run_off_radius(top[..., 0], above, order, [0]),
+    }
+    for op, run in runs.items():
 
+        def on_the_cpu(run: Callable[..., tuple[Tensor, ...]] = run) -> tuple[Tensor, ...]:
+            return run(top.cpu(), order, above.cpu())
 
-def against_reference(name: str) -> Iterator[Row]:
-    """An op against its own reference, eager and compiled, on the same arguments."""
-    op = ops.OPS[name]
-    size, make = SIZES.get(name, ("largest_sample", lambda: largest(op.samples())))
-    arguments = make()
-    run = getattr(ops, name)
-    reference: dict[str, Callable[..., Tensor]] = {"eager": op.reference}
-    note = ""
-    try:
-        compiled = torch.compile(op.reference, dynamic=False)
-        compiled(*arguments)
-        reference["compiled"] = compiled
-    except RuntimeError as error:  # torch's compiler raises its own children of this one
-        note = f"torch.compile of the reference: {type(error).__name__}"
-    for which, function in reference.items():
-        torch.testing.assert_close(
-            run(*arguments), function(*arguments), msg=lambda text, which=which: f"{which}: {text}"
+        def same(theirs: tuple[Tensor, ...], ours: tuple[Tensor, ...]) -> None:
+            torch.testing.assert_close(theirs, ours, check_device=False)
+
+        yield from against(
+            place,
+            f"{op}/{place.name}/{size}",
+            partial(run, top, there, above),
+            {"cpu": on_the_cpu},
+            {},
+            "the op is eager torch there; the CPU's kernel is given the votes from the device",
+            same,
         )
-    candidates = {"op": lambda: run(*arguments)}
-    candidates |= {which: lambda function=function: function(*arguments) for which, function in reference.items()}
-    times = interleave(candidates, ROUNDS, seconds)
-    for which in reference:
-        yield row(f"{name}/cuda/{size}/over_{which}", speedup(times, "op", over=which), "ratio", note)
-
-
-def largest(samples: Iterator[tuple[Any, ...]]) -> tuple[Any, ...]:
-    def move(argument: Any) -> Any:
-        return argument.cuda() if isinstance(argument, Tensor) else argument
-
-    def elements(arguments: tuple[Any, ...]) -> int:
-        return sum(argument.numel() for argument in arguments if isinstance(argument, Tensor))
-
-    return tuple(move(argument) for argument in max(samples, key=elements))
-
-
-def bench_dpa() -> Iterator[Row]:
-    """DPA with sixteen base models: asked, trained, and run to its report on CIFAR-10 where it is, else the digits."""
-    yield from asking()
-    yield from training()
-    root = Path(os.environ.get("POISONKIT_DATA", ".data"))
-    real = (root / "cifar10").is_dir() and all(map(find_spec, ("pyarrow", "PIL")))  # what its reader needs
-    data = ["--data", "cifar10", "--root", str(root)] if real else ["--data", "digits"]
-    with tempfile.TemporaryDirectory() as folder:
-        run = [sys.executable, "-m", "poisonkit", "run", *data, "--device", "cuda", "--out", f"{folder}/run"]
-        run += [
-            "--attack",
-            "centre_patch",
-            "--attack.size",
-            "8" if real else "2",
-            "--rate",
-            "0.002" if real else "0.03",
-        ]
-        run += ["--defense", "dpa", "--defense.partitions", "16"]
-        run += ["--recipe.epochs", "10", "--recipe.precision", "bfloat16"]
-        start = time.perf_counter()
-        subprocess.run(run, check=True)
-        wall = time.perf_counter() - start
-        results = json.loads(Path(folder, "run", "results.json").read_text())
-    note = " ".join(["poisonkit", *run[3 : run.index("--out")], *run[run.index("--out") + 2 :]])
-    note = note.replace(str(root), "DATA")
-    name = f"dpa/cuda/{data[1]}"
-    yield row(f"{name}/wall", wall, "s", note, "lower", 1)
-    for result in results:
-        which = f"{name}/{result['name'].split('(')[0].strip().replace(' ', '_')}"
-        yield row(f"{which}/train", result["seconds"], "s", better="lower", samples=1)
-        yield row(f"{which}/clean_accuracy", result["clean_accuracy"], "share", samples=1)
-        yield row(f"{which}/attack_success_rate", result["attack_success_rate"], "share", better="lower", samples=1)
-
-
-def asking(batch_size: int = 512, batches: int = 8, partitions: int = 16) -> Iterator[Row]:
-    """All base models against the one of full width, and against what the device could do at best."""
-    wide, shape = ResNet(50, 128), (3, 64, 64)
-    narrow = wide.scaled(partitions)
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    base = [narrow.build(shape, 1000, key(i)).cuda() for i in range(partitions)]
-    single = [wide.build(shape, 1000, key(0)).cuda()]
-    images = torch.randint(256, (batch_size * batches, *shape), dtype=torch.uint8, device="cuda")
-    best = partitions * batches * roofline(folded(base[0]), images[:batch_size])
-    for name, compiled in (("", False), ("/compiled", True)):
-
-        def ask(models: list[nn.Module], compiled: bool = compiled) -> list[Tensor]:
-            return list(ensemble_logits(models, images, batch_size, compiled=compiled))
-
-        times = interleave({"ensemble": lambda: ask(base), "single": lambda: ask(single)}, ROUNDS, seconds)
-        ensemble, one = median(times["ensemble"]), median(times["single"])
-        note = f"{batches} batches of {batch_size}, widths {narrow.width} and {wide.width}, TF32; roofline {best:.3g} s"
-        about = f"stacked/cuda/predict/resnet50/k{partitions}{name}"
-        yield row(f"{about}/of_single", ensemble / one, "ratio", note, "lower")
-        yield row(f"{about}/of_roofline", ensemble / best, "ratio", note, "lower")
-        yield row(f"{about}/of_allowed", ensemble / max(1.5 * one, 1.3 * best), "ratio", note, "lower")
-
-
-def roofline(model: nn.Module, images: Tensor) -> float:
-    """Seconds of ``model`` were every layer as fast as a large product, or as copying what it reads and writes."""
-    matrix, source = torch.randn(8192, 8192, device="cuda"), torch.zeros(1 << 28, device="cuda")
-    product, target = torch.empty_like(matrix), torch.empty_like(source)
-    candidates = {"product": lambda: torch.mm(matrix, matrix, out=product), "copy": lambda: target.copy_(source)}
-    times = interleave(candidates, ROUNDS, seconds)
-    per_product = median(times["product"]) / len(matrix) ** 3
-    per_byte = median(times["copy"]) / (2 * source.nbytes)
-    total = 0.0
-
-    def count(layer: nn.Module, inputs: tuple[Tensor], out: Tensor) -> None:
-        nonlocal total
-        weight = layer.get_parameter("weight")
-        total += max(
-            out.numel() * weight[0].numel() * per_product,
-            (inputs[0].nbytes + weight.nbytes + out.nbytes) * per_byte,
-        )
-
-    for layer in model.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            layer.register_forward_hook(count)
-    with torch.no_grad():
-        model(images)
-    return total
-
-
-def training(batch_size: int = 512, steps: int = 4) -> Iterator[Row]:
-    """A step of a base model against one of the network of full width: each row is visited by one base model."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    images = torch.randint(256, (batch_size * steps, 3, 64, 64), dtype=torch.uint8, device="cuda")
-    labels = torch.randint(1000, (len(images),), device="cuda")
-    data = ImageDataset(images, labels, tuple(map(str, range(1000))))
-    wide = ResNet(50, 128)
-    candidates = {}
-    for name, model in (("single", wide), ("base", wide.scaled(16))):
-        recipe = Recipe(model, batch_size=batch_size, precision="bfloat16")
-        network = new_model(recipe, data, key(0))
-        optimizer = new_optimizer(network, recipe)
-        candidates[name] = partial(train_epoch, network, optimizer, data, recipe, key=key(0), epoch=0)
-    with deterministic(data.device):
-        times = interleave(candidates, 5, seconds)
-    note = f"batch {batch_size}, bfloat16, {steps} steps of one base model of width {wide.scaled(16).width}"
-    ratio = 1 / speedup(times, "base", over="single")
-    yield row("stacked/cuda/train/resnet50/k16/of_single", ratio, "ratio", note, "lower", 5)
-
-
-PARTS: dict[str, Callable[[], Iterator[Row]]] = {"ops": bench_ops, "dpa": bench_dpa}
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """Seconds on the device by events, with a cold L2.
-
-    Reading another buffer first evicts what the last run left in the cache, and keeps the device busy while the host
-    prepares the launch, which so does not count.
-    """
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    _cold().sum()
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
-
-
-@cache
-def _cold() -> Tensor:
-    return torch.zeros(1 << 27, dtype=torch.int64, device="cuda")  # 1 GiB
-
-
-def row(
-    name: str, value: float, unit: str, note: str = "", better: measure.Better = "higher", samples: int = ROUNDS
-) -> Row:
-    return measure.row(name, value, unit, samples, note, better, gpu=torch.cuda.get_device_name())

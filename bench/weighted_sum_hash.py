@@ -21,12 +21,11 @@ from torch import Tensor
 
 from bench.measure import interleave, row, speedup, wall_seconds
 from bench.rows import ROOT, Row
+from bench.torch_hash import P, torch_int64, torch_int_mm
 from poisonkit import _core, ops
 
 ROWS = 100_000  # 1.2 GB at D = 12288: far more than any cache
 ROUNDS = 9
-P = 2**48 + 21
-LOW_24 = 2**24 - 1
 
 
 def bench() -> Iterator[Row]:
@@ -151,21 +150,3 @@ def python(x: Tensor, weights: Tensor) -> Tensor:
     vectors = weights.tolist()
     sums = [[sum(map(int.__mul__, w, image)) % P for w in vectors] for image in x.tolist()]
     return torch.tensor(sums, dtype=torch.int64)
-
-
-def torch_int64(x: Tensor, weights: Tensor) -> Tensor:
-    """The hash as two int64 matrix products, of the weights' upper 24 or 25 bits and lower 24."""
-    pixels = x.long()
-    high, low = pixels @ (weights >> 24).T, pixels @ (weights & LOW_24).T
-    # 2^24 high = 2^48 (high >> 24) + ..., and 2^48 = -21 (mod p)
-    return (low + ((high & LOW_24) << 24) - 21 * (high >> 24)) % P
-
-
-def torch_int_mm(x: Tensor, weights: Tensor) -> Tensor:
-    """The hash as one int8 matrix product with the weights' balanced digits, as the Triton kernel does it."""
-    V, D = weights.shape
-    digits = (weights + (0x8080808080808080 - 2**64)).view(torch.int8).view(V, D, 8) ^ -128
-    columns = digits.transpose(0, 1).reshape(D, V * 8)
-    sums = torch._int_mm(x.view(torch.int8) ^ -128, columns).long() + 128 * columns.sum(0, dtype=torch.int64)
-    low, high = (sums.view(-1, V, 2, 4) << torch.arange(0, 32, 8)).sum(-1).unbind(-1)
-    return (low + ((high & 0xFFFF) << 32) - 21 * (high >> 16)) % P

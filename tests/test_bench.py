@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import pytest
 import torch
 
 from bench import __main__ as command_line
-from bench import imagenet64, rows
+from bench import gpu, imagenet64, papers, rows
 from bench.goals import GOALS, Goal, standings
 from bench.measure import interleave, speedup
+from bench.place import Place, sections
 from bench.rows import Machine, Row
 
 ROOT = Path(__file__).parents[1]
@@ -169,3 +171,89 @@ def test_gpu_script_says_so_where_there_is_no_gpu():
     assert run.stdout == "bench/gpu.sh: no CUDA device; nothing was measured\n"
     assert command_line.main(["--gpu", "ops"]) == 0
     assert sorted(rows.RESULTS.rglob("*")) == before
+
+
+def test_rows_are_kept_as_they_come(tmp_path, monkeypatch):
+    def measured():
+        yield ROW
+        raise RuntimeError("cut off")
+
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    with pytest.raises(RuntimeError, match="cut off"):
+        command_line.keep(measured())
+    assert [row for _, row in rows.read(tmp_path)] == [ROW]
+
+
+def test_a_section_that_fails_leaves_the_others_to_run(tmp_path, capsys):
+    def good(place):
+        yield ROW
+
+    def bad(place):
+        yield from ()
+        raise ValueError("no such kernel")
+
+    found = sections(Place(torch.device("cpu"), tmp_path, small=True), (bad, good))
+    assert next(found) == ROW
+    with pytest.raises(SystemExit, match="failed: bad"):
+        next(found)
+    assert "no such kernel" in capsys.readouterr().err
+
+
+def test_a_run_that_was_cut_off_goes_on_in_its_folder(tmp_path):
+    place = Place(torch.device("cpu"), tmp_path, small=True)
+
+    def killed() -> None:
+        with papers.whole(place, "epic/cpu/digits", "a note") as (folder, _):
+            folder.mkdir()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    assert list(tmp_path.iterdir())
+    with papers.whole(place, "epic/cpu/digits", "a note") as (folder, found):
+        pass
+    assert [(row.name, row.note) for row in found] == [("epic/cpu/digits/wall", "a note; from where it was cut off")]
+    assert not folder.exists()
+
+
+# Of a paper: what is measured of the network without the defense, and of the defenses
+PAPERS = {"epic": ("epic",), "ieu": ("ieu",), "rdm-dc": ("rdm_dc", "dm"), "mmac": ("mmac",)}
+FIGURES = ("train", "clean_accuracy", "attack_success_rate")
+
+
+@pytest.mark.parametrize("part", PAPERS)
+def test_a_paper_is_measured_from_end_to_end(part, tmp_path):
+    measured = {row.name: row for row in gpu.PARTS[part](Place(torch.device("cpu"), tmp_path, small=True))}
+    name = f"{part}/cpu/digits"
+    wanted = {f"{name}/{which}/{figure}" for which in ("undefended", *PAPERS[part]) for figure in FIGURES}
+    wanted |= {f"{name}/{which}/of_undefended" for which in PAPERS[part]}
+    wanted |= {f"{name}/{quantity}" for quantity in ("images", "ops", "wall")}
+    extra = "pretraining" if part == "ieu" else "poison"
+    assert set(measured) == wanted | {f"{name}/{extra}"}
+    assert all(0 <= row.value <= 1 for row in measured.values() if row.unit == "share")
+    assert (measured[f"{name}/ops"].value > 0) == (part != "ieu")  # which has no op of ours
+    assert all(row.value > 0 for row in measured.values() if row.unit in ("s", "1/s"))
+    assert not list(tmp_path.iterdir())
+
+
+def without_sizes(name):
+    return re.sub(r"\d+", "#", name).replace("/cuda/", "/cpu/")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["ops", "dpa"])
+def test_the_other_parts_measure_the_goals_of_a_gpu_and_every_op(part, tmp_path):
+    from poisonkit.ops import OPS
+
+    measured = [row.name for row in gpu.PARTS[part](Place(torch.device("cpu"), tmp_path, small=True))]
+    goals = {name for name in GOALS if "/cuda/" in name and name.startswith("stacked/") == (part == "dpa")}
+    assert goals
+    assert set(map(without_sizes, goals)) <= set(map(without_sizes, measured))
+    if part == "ops":
+        called = {"greedy_medoids": "facility_location", "calibrate": "calibrated_mean"}
+        forward = {called.get(op, op) for op in OPS if not op.endswith("_backward")}
+        assert forward <= {name.split("/")[0] for name in measured}
+    else:
+        wanted = {f"dpa/cpu/digits/{which}/{figure}" for which in ("undefended", "dpa") for figure in FIGURES}
+        assert wanted < set(measured)
+    assert not list(tmp_path.iterdir())

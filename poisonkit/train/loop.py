@@ -273,8 +273,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, state: Ma
     for slot_and_name, tensor in state.items():
         slot, _, name = slot_and_name.partition(".")
         parameter = parameters[name]
-        # In the parameter's own memory format, as the optimiser would have made it
-        like = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
+        # On the parameter's device and in its own memory format, as the optimiser would have made it
+        like = torch.empty_like(parameter if tensor.shape == parameter.shape else tensor, device=parameter.device)
         optimizer.state[parameter][slot] = like.copy_(tensor).detach()
 
 
