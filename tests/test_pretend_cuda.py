@@ -13,6 +13,7 @@ from pretend_cuda import MixedDevices, pretended, there
 from bench import gpu
 from bench.place import Place
 from poisonkit import ops
+from poisonkit.attacks.convex_polytope import simplex
 from poisonkit.data import load
 from poisonkit.models import ResNet
 from poisonkit.random import key
@@ -89,6 +90,12 @@ def test_products_ask_for_their_workspace(monkeypatch: pytest.MonkeyPatch) -> No
     data, _ = load("digits")
     with pytest.raises(RuntimeError, match="CUBLAS_WORKSPACE_CONFIG"):
         fit(data.take(torch.arange(16)), TINY, key=key(0), device="cuda")
+
+
+def test_the_simplex_is_found_deterministically(device: torch.device) -> None:
+    with deterministic(device):
+        found = [simplex(torch.tensor(each, device=device)) for each in ([2.0, 1.0, 0.0], [0.6, 0.0, 0.6])]
+    torch.testing.assert_close([each.cpu() for each in found], [torch.eye(3)[0], torch.tensor([0.5, 0.0, 0.5])])
 
 
 class Killed(Exception):

@@ -75,6 +75,8 @@ def coefficients(features: Tensor, centre: Tensor, start: Tensor, steps: int) ->
 def simplex(vector: Tensor) -> Tensor:
     """The nearest vector [P] of no negative entries that sum to 1."""
     ordered = vector.sort(descending=True).values
-    over = (ordered.cumsum(0) - 1) / torch.arange(1, len(vector) + 1, device=vector.device)
+    # As a product, since a cumulative sum of floats has no deterministic form on a GPU
+    sums = ordered @ vector.new_ones(len(vector), len(vector)).triu()
+    over = (sums - 1) / torch.arange(1, len(vector) + 1, device=vector.device)
     last = (ordered > over).sum() - 1
     return (vector - over[last]).clamp(min=0)
