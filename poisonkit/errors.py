@@ -36,6 +36,15 @@ class MissingError(PoisonkitError, ImportError):
     """An optional package or a compiled extension is needed and not there."""
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory for something was not to be had, on the CPU or on a GPU; torch has no one error for it.
+
+    oneDNN has no word for it either: of a convolution it then says that it could not create a primitive.
+    """
+    words = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "not create a primitive")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
 def fail(
     name: str,
     rule: str,

@@ -8,7 +8,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from poisonkit.errors import require
+from poisonkit.errors import out_of_memory, require
 from poisonkit.models.resnet import fold_into, folded
 
 # Bytes of outputs in a chunk: 268 images for k = 250 models and K = 1000 classes
@@ -29,8 +29,8 @@ Classifier = nn.Module | Predictor
 def logits(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
     """The outputs of ``model`` in evaluation mode: uint8 [M, C, H, W] -> float32 [M, K].
 
-    Batches go to the model's device, results return to the images'. Every module is left in the mode
-    it was in.
+    Batches go to the model's device, results return to the images'. One that does not fit in memory is halved, and so
+    are those after it, by which the last bits may differ. Every module is left in the mode it was in.
     """
     return _map(model, images, batch_size, Tensor.float)
 
@@ -127,8 +127,17 @@ def _map(model: nn.Module, images: Tensor, batch_size: int, reduce: Callable[[Te
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        # An empty batch tells the shape of no results at all
-        parts = [reduce(model(batch.to(first.device))).to(images.device) for batch in torch.split(images, batch_size)]
+        parts: list[Tensor] = []
+        done = 0
+        while done < len(images) or not parts:  # an empty batch tells the shape of no results at all
+            batch = images[done : done + batch_size]
+            try:
+                parts.append(reduce(model(batch.to(first.device))).to(images.device))
+                done += len(batch)
+            except (RuntimeError, MemoryError) as error:
+                if len(batch) < 2 or not out_of_memory(error):
+                    raise
+                batch_size = len(batch) // 2
     finally:
         for module in training:
             module.training = True

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from poisonkit.errors import DivergedError, RunError, fail, require
+from poisonkit.errors import DivergedError, PoisonkitError, RunError, fail, out_of_memory, require
 from poisonkit.random import Key
 from poisonkit.train.checkpoints import digest, load, save_tensors, sweep
 from poisonkit.train.procedure import Batch, Procedure
@@ -98,9 +98,9 @@ def fit(
     kept by it lacks none: an epoch whose checkpoint was lost is done, and reported, again. No rows at
     all give the initialised network.
 
-    Raises DivergedError where the loss is not finite; RunError where the checkpoint is of another
-    recipe, key, procedure, start or data; DataError where it is damaged (training never goes on from such a file, nor
-    silently starts over).
+    Raises DivergedError where the loss is not finite; PoisonkitError where a batch does not fit in memory; RunError
+    where the checkpoint is of another recipe, key, procedure, start or data; DataError where it is damaged (training
+    never goes on from such a file, nor silently starts over).
     """
     home = torch.device(device) if device is not None else data.device
     procedure = procedure or Procedure()
@@ -190,7 +190,7 @@ def train_epoch(
     """One pass over ``rows`` (int64 [n], by default all) of ``data``; ``epoch`` counts from 0.
 
     A row's augmentation depends on its position in ``data``. The steps are those of :func:`batches`.
-    Raises DivergedError where the loss or a weight is not finite.
+    Raises DivergedError where the loss or a weight is not finite; PoisonkitError where a batch does not fit in memory.
     """
     device = next(model.parameters()).device
     rows = torch.arange(len(data), device=data.device) if rows is None else rows.to(data.device)
@@ -214,20 +214,37 @@ def train_epoch(
         if recipe.augment:
             images = recipe.augment(images, batch.to(device), augment)
         taken = Batch(images, labels, batch, step, epoch, key.child("step", epoch, index), recipe.label_smoothing)
-        with (
-            key.child("dropout", step).ambient((device,)) if drops else nullcontext(),
-            torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"),
-        ):
-            loss, logits = procedure.loss(model, taken)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        procedure.gradients(model, taken)
-        optimizer.step()
-        procedure.stepped(model, taken)
+        with fitting(recipe.batch_size, device):
+            with (
+                key.child("dropout", step).ambient((device,)) if drops else nullcontext(),
+                torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"),
+            ):
+                loss, logits = procedure.loss(model, taken)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            procedure.gradients(model, taken)
+            optimizer.step()
+            procedure.stepped(model, taken)
         losses[index] = loss.detach()
         hits[index] = (logits.detach().argmax(1) == labels).float().mean()
     check_finite(dict(model.named_parameters()), losses, epoch)
     return Epoch(epoch + 1, recipe.epochs, settings["lr"], float(losses.mean()), float(hits.mean()), len(rows))
+
+
+@contextmanager
+def fitting(rows: int, device: torch.device) -> Iterator[None]:
+    """Raise PoisonkitError where a step on ``rows`` rows does not fit in the memory of ``device``.
+
+    A smaller batch would train another network, so a step is never cut into smaller ones in silence.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        remedy = "a smaller batch_size is another recipe, and so is a smaller model"
+        got = f"{rows} rows at a time: {' '.join(str(error).split())}"
+        fail("a step", f"one that fits in the memory of {device}", got, remedy, PoisonkitError)
 
 
 def check_finite(parameters: Mapping[str, Tensor], losses: Tensor, epoch: int, whose: str = "") -> None:

@@ -30,6 +30,7 @@ from poisonkit.train.loop import (
     check_finite,
     deterministic,
     fit_job,
+    fitting,
     new_model,
 )
 from poisonkit.train.recipe import Recipe
@@ -148,14 +149,15 @@ class _Training:
             images = images.reshape(size, -1, *data.shape[1:])
             if recipe.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-                logits = self.stack(images).view(size * count, -1)
-                each = cross_entropy(logits, labels, reduction="none", label_smoothing=recipe.label_smoothing)
-                loss = each.view(size, count).mean(0)
-            self.stack.zero_grad()
-            # The sum: every network has the gradient of its own mean
-            loss.sum().backward()  # type: ignore[no-untyped-call]
-            self._descend(now, [recipe.epochs * len(plan) for plan in plans])
+            with fitting(size * count, self.device):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                    logits = self.stack(images).view(size * count, -1)
+                    each = cross_entropy(logits, labels, reduction="none", label_smoothing=recipe.label_smoothing)
+                    loss = each.view(size, count).mean(0)
+                self.stack.zero_grad()
+                # The sum: every network has the gradient of its own mean
+                loss.sum().backward()  # type: ignore[no-untyped-call]
+                self._descend(now, [recipe.epochs * len(plan) for plan in plans])
             losses[step] = loss.detach()
             hits[step] = (logits.detach().argmax(1) == labels).view(size, count).float().mean(0)
             if idle:
