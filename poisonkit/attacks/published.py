@@ -108,10 +108,11 @@ def _setup(path: Path, i: int, found: Any) -> Setup:
 
 
 def _rows(path: Path, found: Any) -> Tensor:
-    whole = isinstance(found, np.ndarray) and found.ndim == 1 and found.dtype.kind in "iu"
-    whole = whole or (isinstance(found, list | tuple) and all(_whole(row) for row in found))
-    expect(whole and min(found, default=0) >= 0, path, "row indices, whole and not negative", type(found).__name__)
-    return torch.tensor([int(row) for row in found], dtype=torch.int64)
+    if isinstance(found, np.ndarray) and found.ndim == 1 and found.dtype.kind in "iu":
+        found = found.tolist()
+    whole = isinstance(found, list | tuple) and all(_whole(row) for row in found)
+    expect(whole, path, "row indices, whole and not negative", type(found).__name__)
+    return torch.tensor(found, dtype=torch.int64)
 
 
 def _victim(path: Path, found: Any) -> Tensor:
@@ -135,7 +136,7 @@ def _pair(found: Any) -> bool:
 
 
 def _whole(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _channels(picture: Any) -> Any:

@@ -10,7 +10,8 @@ import torch
 
 from poisonkit import ops
 from poisonkit.commands.parsing import Commands, no_options
-from poisonkit.errors import DataError, fail, require
+from poisonkit.data.files import read_npy
+from poisonkit.errors import DataError, require
 from poisonkit.ops.weighted_sum_hash import MAX_DIM
 
 
@@ -40,10 +41,7 @@ def _rows(path: Path) -> tuple[torch.Tensor, bool]:
     """The rows of a uint8 .npy file, or the bytes of any other file as one row; and whether rows are numbered."""
     require(path.is_file(), "FILE", "a file", path, error=DataError)
     if path.suffix == ".npy":
-        try:
-            array = np.load(path, mmap_mode="c", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            fail("FILE", "a whole .npy file", path, str(error), DataError)
+        array = read_npy(path)
         require(
             array.dtype == np.uint8 and array.ndim >= 2, "FILE", "uint8 rows", f"{path}: {array.dtype} {array.shape}"
         )

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from poisonkit import config, report
 from poisonkit.commands import options as opt
 from poisonkit.commands.parsing import Commands
+from poisonkit.data.files import written_by
 from poisonkit.defenses.repair import REPAIR
 from poisonkit.engine import Progress, Run, environment, journal
 from poisonkit.engine.run import read_manifest
-from poisonkit.errors import fail, require
+from poisonkit.errors import RunError, fail, require
 from poisonkit.experiments.families import set_aside
 from poisonkit.metrics import clean_accuracy
 from poisonkit.models import MODELS, Model
@@ -101,8 +102,8 @@ def _arch(path: Path, named: str | None) -> Model:
     """The network that is named, or the one of a run."""
     if named is None:
         require(path.is_dir(), "--arch", "given for a file, such as resnet18:64", named)
-        plan = read_manifest(path)["plan"]
-        return config.from_dict(Recipe, plan["recipe"]).model
+        with written_by("`poisonkit run`", path, error=RunError):
+            return config.from_dict(Recipe, read_manifest(path)["plan"]["recipe"]).model
     name, _, width = named.partition(":")
     known = name in MODELS and (not width or width.isdecimal())
     require(known, "--arch", f"NAME or NAME:WIDTH, a name of {', '.join(MODELS)}", repr(named))

@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
+from typing import Any
 
-from poisonkit.errors import DataError, fail, require
+import numpy as np
+
+from poisonkit.errors import DataError, PoisonkitError, fail, require
+
+# What json.loads raises: of what is no JSON, and of what is nested too deeply
+NOT_JSON = (ValueError, RecursionError)
+# What NumPy raises of a damaged header, which it reads as Python
+NO_ARRAY = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    SyntaxError,
+    TokenError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+# What values raise, on their way, that are not of the kind that was written
+_ODD = (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError, MemoryError, RecursionError)
 
 
 def expect(condition: bool, name: object, rule: str, got: object, remedy: str = "") -> None:
@@ -19,6 +42,25 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         fail(str(path), "a readable text file", reason(error), error=DataError)
+
+
+@contextmanager
+def written_by(who: str, name: object, remedy: str = "", error: type[PoisonkitError] = DataError) -> Iterator[None]:
+    """Raise ``error``, naming the file, where the block takes apart something in it that ``who`` does not write."""
+    try:
+        yield
+    except PoisonkitError:
+        raise
+    except _ODD as found:
+        fail(str(name), f"written by {who}", reason(found), remedy, error)
+
+
+def read_npy(path: Path, remedy: str = "") -> np.memmap[Any, Any]:
+    """The array in the file ``path``, on its private mapping; raises DataError, naming it, where it is none."""
+    try:
+        return np.lib.format.open_memmap(path, mode="c")
+    except NO_ARRAY as error:
+        fail(str(path), "a whole .npy file", reason(error), remedy, DataError)
 
 
 def sha256(path: Path) -> str:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from poisonkit import mapped
 from poisonkit.data.batch import unpack
-from poisonkit.data.files import expect, read_text, reason, sha256
+from poisonkit.data.files import NO_ARRAY, expect, read_npy, read_text, reason, sha256, written_by
 from poisonkit.data.restricted import read_pickle
 from poisonkit.errors import DataError, fail, require
 from poisonkit.types import ImageDataset
@@ -36,6 +36,7 @@ CLASSES = 1000
 TRAIN_BATCHES = 10
 FORMAT = "poisonkit imagenet64 1"
 BLOCK = 1 << 22  # bytes copied at a time
+HEADER = 10_000  # bytes of a .npy header that NumPy reads, at most
 
 
 def convert(
@@ -83,13 +84,11 @@ def read_imagenet64(folder: str | os.PathLike[str]) -> tuple[ImageDataset, Image
     folder = Path(folder)
     path = folder / "index.json"
     text = read_text(path)
-    try:
+    with written_by("poisonkit.data.imagenet64.convert", path, "convert it again"):
         index = json.loads(text)
         classes = tuple(map(str, index["classes"]))
         shapes = {split: list(index[split]["images"]) for split in ("train", "val")}
         form = index["format"]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        fail(str(path), "the index of a converted data set", reason(error), "convert it again", DataError)
     good = form == FORMAT and all(len(shape) == 4 for shape in shapes.values())
     expect(good, path, f"of format {FORMAT!r}", f"{form!r}", "convert it again")
 
@@ -180,22 +179,28 @@ def _read_batch(path: Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int6
         yield unpack(path, batch.get("data"), batch.get("labels"), CLASSES, first=1)
         return
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with (
+            path.open("rb") as opened,
+            np.load(opened, allow_pickle=False) as file,
+            file.zip.open("data.npy") as data,
+        ):
+            shape, dtype = _read_header(path, data)
+            # a zip of some kilobytes unfolds to gigabytes
+            size, most = file.zip.getinfo("labels.npy").file_size, 8 * shape[0] + HEADER
+            expect(size <= most, f"{path}: labels", f"at most {most} bytes for {shape[0]} images", size)
             labels = file["labels"]
-            with file.zip.open("data.npy") as data:
-                shape, dtype = _read_header(path, data)
-                # all is checked before any of it is read, on an array of that shape and type that takes no memory
-                images, numbers = unpack(path, np.broadcast_to(np.zeros(1, dtype), shape), labels, CLASSES, first=1)
-                shape, rows = images.shape[1:], max(1, BLOCK // math.prod(images.shape[1:]))
-                for part in np.split(numbers, range(rows, len(numbers), rows)):
-                    content = data.read(len(part) * math.prod(shape))
-                    yield np.frombuffer(content, np.uint8).reshape(len(part), *shape), part
-                expect(not data.read(1), f"{path}: data", "as long as its shape says", "more")
+            # all is checked before any of it is read, on an array of that shape and type that takes no memory
+            images, numbers = unpack(path, np.broadcast_to(np.zeros(1, dtype), shape), labels, CLASSES, first=1)
+            shape, rows = images.shape[1:], max(1, BLOCK // math.prod(images.shape[1:]))
+            for part in np.split(numbers, range(rows, len(numbers), rows)):
+                content = data.read(len(part) * math.prod(shape))
+                yield np.frombuffer(content, np.uint8).reshape(len(part), *shape), part
+            expect(not data.read(1), f"{path}: data", "as long as its shape says", "more")
     except DataError:
         raise
     except (
-        *(OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, NotImplementedError),
-        *(MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error),
+        *(LookupError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error),
+        *NO_ARRAY,
     ) as error:
         fail(str(path), "a whole .npz file of data and labels", reason(error), error=DataError)
 
@@ -216,10 +221,7 @@ def _write_header(file: IO[bytes], n: int, shape: tuple[int, ...]) -> None:
 
 def _array(path: Path, shape: list[int], dtype: str) -> np.memmap[Any, Any]:
     """The array in the file ``path``, checked, on its mapping."""
-    try:
-        array: np.memmap[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, TypeError, OverflowError) as error:
-        fail(str(path), "a whole .npy file", reason(error), "convert it again", DataError)
+    array = read_npy(path, "convert it again")
     good = list(array.shape) == shape and array.dtype == dtype and array.flags.c_contiguous
     expect(good, path, f"{dtype} {shape}, as index.json says", f"{array.dtype} {list(array.shape)}", "convert it again")
     return array

@@ -22,6 +22,7 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label")
 TEST_PREFIXES = ("test", "validation", "valid", "val")
 BATCH_ROWS = 1024
+UNFOLDED = 100  # times its size that a file may unfold to: pictures are compressed already
 
 
 def read_parquet(folder: str | os.PathLike[str], size: int | None = None) -> tuple[ImageDataset, ImageDataset]:
@@ -82,7 +83,9 @@ def _shards(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
 def _head(shard: Path) -> _Head:
     arrow = _arrow()
     with _reading(shard), arrow.parquet.ParquetFile(shard) as file:
-        schema, rows = file.schema_arrow, file.metadata.num_rows
+        schema, about = file.schema_arrow, file.metadata
+        rows, size = about.num_rows, shard.stat().st_size
+        unfolded = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
     image = next((name for name in IMAGE_COLUMNS if name in schema.names), "")
     label = next((name for name in LABEL_COLUMNS if name in schema.names), "")
     rule = f"one column of {IMAGE_COLUMNS} and one of {LABEL_COLUMNS}"
@@ -94,6 +97,10 @@ def _head(shard: Path) -> _Head:
     kind = schema.field(label).type
     expect(arrow.types.is_integer(kind), f"{shard}: {label}", "integers", kind)
     expect(rows > 0, shard, "one row or more", 0)
+    # by its own index, before any of it is unfolded
+    expect(rows < size, shard, "of fewer rows than bytes", f"{rows} rows in {size} bytes")
+    rule = f"of columns that unfold to at most {UNFOLDED} times its {size} bytes"
+    expect(unfolded <= UNFOLDED * size, shard, rule, unfolded)
     text = (schema.metadata or {}).get(b"huggingface")
     try:
         names = json.loads(text)["info"]["features"][label].get("names", ()) if text else ()

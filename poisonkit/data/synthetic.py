@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from poisonkit.data.decode import match
-from poisonkit.data.files import expect, reason
+from poisonkit.data.files import NOT_JSON, expect, reason
 from poisonkit.errors import ArgumentError, DataError, fail
 from poisonkit.types import ImageDataset
 
@@ -48,7 +48,7 @@ def read_synthetic(folder: str | os.PathLike[str]) -> tuple[ImageDataset, ImageD
 def _classes(path: Path, text: str) -> tuple[str, ...]:
     try:
         names = json.loads(text)
-    except ValueError:
+    except NOT_JSON:
         names = None
     listed = isinstance(names, list) and len(names) > 0 and all(isinstance(name, str) for name in names)
     expect(listed, f"{path}: classes", "a JSON list of names", repr(text))

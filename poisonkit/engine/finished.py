@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from poisonkit.config import from_dict
+from poisonkit.data.files import written_by
 from poisonkit.defenses.certified import CERTIFIED, Ensemble, Split
 from poisonkit.engine.run import read_manifest
 from poisonkit.errors import RunError, require
@@ -22,8 +23,8 @@ def finished_manifest(directory: Path) -> dict[str, Any]:
     rule = "of `poisonkit run` or `poisonkit demo`"
     require((directory / "manifest.json").is_file(), "run directory", rule, directory, error=RunError)
     manifest = read_manifest(directory)
-    plan = manifest.get("plan", {})
-    defended = isinstance(plan.get("defense"), dict) and "study" not in plan
+    plan = manifest.get("plan")
+    defended = isinstance(plan, dict) and isinstance(plan.get("defense"), dict) and "study" not in plan
     require(defended, "run directory", rule, f"{directory}, of something else", error=RunError)
     return manifest
 
@@ -34,7 +35,11 @@ def load_ensemble(directory: str | Path) -> Ensemble:
     Raises RunError where a base model is missing, DataError where one is damaged.
     """
     directory = Path(directory)
-    manifest = finished_manifest(directory)
+    with written_by("`poisonkit run` or `poisonkit demo`", directory, error=RunError):
+        return _ensemble(directory, finished_manifest(directory))
+
+
+def _ensemble(directory: Path, manifest: dict[str, Any]) -> Ensemble:
     plan, about = manifest["plan"], manifest["data"]
     kinds = {kind.__name__: (name, kind) for name, kind in CERTIFIED.items()}
     asked = plan["defense"]["class"]

@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from poisonkit.data.files import sha256
+from poisonkit.data.files import NOT_JSON, sha256
 from poisonkit.engine.locks import hold
 from poisonkit.engine.progress import Progress
 from poisonkit.errors import RunError, fail, require
@@ -118,7 +118,7 @@ class Run:
             try:
                 if _record(path) == sha256(path):
                     self._whole.add(name)
-            except (OSError, ValueError, LookupError, TypeError):
+            except (OSError, *NOT_JSON, LookupError, TypeError):
                 return False
         return name in self._whole
 
@@ -173,7 +173,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a run of poisonkit, and of nothing else."""
     try:
         manifest = json.loads((directory / "manifest.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, *NOT_JSON):
         manifest = None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         fail("run directory", "new, empty or a run of poisonkit", directory, "choose another", RunError)

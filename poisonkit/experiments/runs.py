@@ -10,6 +10,7 @@ from typing import Any
 
 from poisonkit import config, report
 from poisonkit.attacks import ATTACKS
+from poisonkit.data.files import written_by
 from poisonkit.defenses import DEFENSES
 from poisonkit.engine.run import differences, read_manifest
 from poisonkit.errors import RunError, require
@@ -63,11 +64,17 @@ class Line:
 def read(directory: Path) -> Finished:
     """A finished run of `poisonkit run`, `demo` or `backdoors`. Raises RunError for anything else."""
     manifest, results = read_manifest(directory), directory / "results.json"
-    plan = manifest.get("plan", {})
+    plan = manifest.get("plan")
     rule, other = "of `poisonkit run`, `demo` or `backdoors`", f"{directory}, of another command"
-    require({"attack", "seed"} <= plan.keys(), "run directory", rule, other, error=RunError)
+    ours = isinstance(plan, dict) and {"attack", "seed"} <= plan.keys()
+    require(ours, "run directory", rule, other, error=RunError)
+    assert isinstance(plan, dict)
     require(results.is_file(), "run", "finished, with its results.json", directory, "run it to its end", RunError)
-    return Finished(directory, plan, manifest["data"], json.loads(results.read_text()))
+    with written_by("poisonkit", results, "run it anew", RunError):
+        found = Finished(directory, plan, manifest["data"], json.loads(results.read_text()))
+        for each in lines([found]):  # all that is shown of it
+            data_table(each)
+    return found
 
 
 def lines(runs: Sequence[Finished]) -> list[list[Line]]:
@@ -98,7 +105,7 @@ def named(kinds: Mapping[str, type], values: Mapping[str, Any] | None) -> str:
     """The name of an attack or defense as a manifest has it, and what of it is not the default."""
     if values is None:
         return "none"
-    name, kind = next((name, kind) for name, kind in kinds.items() if kind.__name__ == values["class"])
+    name, kind = {kind.__name__: (name, kind) for name, kind in kinds.items()}[values["class"]]
     changed = differences(config.to_dict(kind()), dict(values))
     return " ".join([name, *(f"{option}={now}" for option, _, now in changed)])
 

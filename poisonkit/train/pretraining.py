@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from poisonkit.config import from_dict, to_dict
-from poisonkit.errors import DataError, fail, require
+from poisonkit.data.files import written_by
+from poisonkit.errors import require
 from poisonkit.models.features import head
 from poisonkit.random import Key
 from poisonkit.train.checkpoints import load, save_tensors
@@ -83,17 +84,14 @@ class Pretrained:
 def load_pretrained(path: Path) -> Pretrained:
     """What :meth:`Pretrained.save` wrote. Raises DataError for any other file."""
     tensors, about = load(path)
-    try:
+    with written_by("`poisonkit pretrain`", path):
         recipe = from_dict(Recipe, json.loads(about["recipe"]))
         channels, height, width = json.loads(about["shape"])
         classes, objective, source = tuple(json.loads(about["classes"])), about["objective"], about["source"]
-        rows = tensors.pop("rows")
-    except (KeyError, ValueError) as error:
-        fail(str(path), "written by `poisonkit pretrain`", error, error=DataError)
-    shape = (channels, height, width)
-    empty = ImageDataset(torch.zeros(0, *shape, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), classes)
-    model = new_model(recipe, empty, Key(0))
-    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+        rows, shape = tensors.pop("rows"), (channels, height, width)
+        empty = ImageDataset(torch.zeros(0, *shape, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), classes)
+        model = new_model(recipe, empty, Key(0))
+        model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
     return Pretrained(model.eval(), recipe, objective, shape, classes, rows, source)
 
 

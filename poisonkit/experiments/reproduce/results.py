@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import poisonkit
+from poisonkit.data.files import written_by
 from poisonkit.engine import environment
-from poisonkit.errors import DataError, fail
 from poisonkit.experiments.reproduce.registry import Part, Reproduction
 from poisonkit.train.checkpoints import write_atomic
 
@@ -100,10 +100,8 @@ def read(folder: Path, names: Sequence[str], scales: Sequence[str]) -> dict[tupl
         for scale in scales:
             path = folder / scale / f"{name}.json"
             if path.is_file():
-                try:
+                with written_by("`poisonkit reproduce`", path, "delete it and run it again"):
                     content = json.loads(path.read_text())
-                    rows = content.pop("rows")
-                except (ValueError, LookupError) as error:
-                    fail(str(path), "a result of `poisonkit reproduce`", error, "delete it and run it again", DataError)
-                found[name, scale] = Result(content, rows)
+                    rows = [dict(row) for row in content.pop("rows")]
+                    found[name, scale] = Result(dict(content), rows)
     return found
