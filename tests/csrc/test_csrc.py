@@ -14,6 +14,7 @@ from poisonkit.ops.native import core
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 EMULATED = '-DPOISONKIT_INTRINSICS="emulated_intrinsics.hpp"'
+FUZZED = ["facility_location", "calibrated_mean", "weighted_sum_hash", "elections", "clipped_relu"]
 SANITIZED = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
@@ -85,6 +86,12 @@ def test_elections(tmp_path):
 @pytest.mark.slow
 def test_elections_under_sanitizers(tmp_path):
     assert run("test_election.cpp", tmp_path, *SANITIZED)
+
+
+@pytest.mark.slow
+def test_the_core_on_drawn_shapes_and_hostile_numbers_under_sanitizers(tmp_path):
+    passed = run("fuzz_core.cpp", tmp_path, "-ffp-contract=off", *SANITIZED, "-fsanitize=float-cast-overflow")
+    assert [name for name, _ in passed] == FUZZED
 
 
 FACILITY = ("test_facility_location.cpp", "-ffp-contract=off")
