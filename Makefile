@@ -11,7 +11,7 @@ SOURCES := pyproject.toml setup.py $(CPP)
 # Idle OpenMP threads that spin slow every other process on a small machine
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test slow lint format bench cuda clean
+.PHONY: demo test slow lint format bench docs wheel cuda clean
 
 demo: $(VENV)/.installed
 	$(BIN)/poisonkit demo
@@ -36,6 +36,10 @@ format: $(VENV)/.extras
 bench: $(VENV)/.extras
 	$(BIN)/python -m bench
 
+# The site, into build/site; a warning is an error
+docs: $(VENV)/.extras
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --fresh-env docs build/site
+
 # Every .cu for every architecture, without a GPU
 cuda:
 	@if ! command -v nvcc >/dev/null; then echo "make cuda: skipped, nvcc is not installed"; exit 0; fi; \
@@ -55,8 +59,8 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	touch $@
 
 $(VENV)/.extras: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[data,triton,lightning,transformers,bench,test,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[data,triton,lightning,transformers,bench,test,docs,dev]"
 	touch $@
 
 clean:
-	rm -rf build dist *.egg-info poisonkit/*.so $(VENV)/.installed $(VENV)/.extras
+	rm -rf build dist docs/api *.egg-info poisonkit/*.so $(VENV)/.installed $(VENV)/.extras

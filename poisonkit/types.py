@@ -56,10 +56,12 @@ class ImageDataset:
 
     @property
     def num_classes(self) -> int:
+        """K."""
         return len(self.classes)
 
     @property
     def device(self) -> torch.device:
+        """Where images and labels are."""
         return self.images.device
 
     @property
@@ -147,6 +149,7 @@ class OneClass:
         return torch.where(labels == self.victim_class, self.target, labels)
 
 
+#: What a backdoor wants of an image: one class, or a rule from its own class
 Target = int | NextClass | OneClass
 
 
@@ -175,6 +178,7 @@ class Victims:
         return wanted.pop() if len(wanted) == 1 else None
 
 
+#: What an attack wants, as the measures ask about it
 Goal = Backdoor | Victims
 
 

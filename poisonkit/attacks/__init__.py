@@ -26,6 +26,7 @@ from poisonkit.attacks.trojan import TrojanSquare, TrojanWatermark
 from poisonkit.attacks.wanet import WaNet
 from poisonkit.types import Attack
 
+#: Every attack, by the name that ``poisonkit run --attack`` takes
 ATTACKS: dict[str, type[Attack]] = {
     "centre_patch": CentrePatch,
     "badnets_white": BadNetsWhite,

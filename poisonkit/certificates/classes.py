@@ -9,7 +9,7 @@ from torch import Tensor
 
 from poisonkit.errors import require
 
-# All classes, the one that wins ties first; None for 0, 1, ..., K-1
+#: All classes, the one that wins ties first; None for 0, 1, ..., K-1
 Order = Tensor | Sequence[int] | None
 
 # Entries of the [rows, K] count table held at once: int64, 32 MB.

@@ -26,7 +26,7 @@ def temporal(votes: Tensor, num_classes: int, span: int, order: Order = None) ->
     Returns (prediction, earliness, duration), int64 [M] each. With the data of the last ``earliness`` periods
     poisoned at will, the prediction stays: that hits the last ``earliness`` models. So it does with any ``duration``
     consecutive periods poisoned, which hits up to duration + span - 1 consecutive models. Models S that are hit
-    cannot change y where n_y - n_c - [c before y] >= |S| for all c, the votes counted outside S.
+    cannot change y where n_y - n_c - [c before y] is the size of S or more for all c, the votes counted outside S.
 
     Raises ArgumentError for votes outside [0, K) or span < 1.
     """

@@ -70,6 +70,7 @@ STANFORD = "Stanford CS231N, http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 # those that come with the package
 EMBEDDED: dict[str, Callable[[], Split]] = {"digits": read_digits, "digits-32": read_digits_32}
 
+#: Every data set that :func:`load` knows
 DATASETS: dict[str, Dataset] = {
     "digits": Dataset(
         "1,797 handwritten digits, 10 classes, 1x8x8; comes with the package",

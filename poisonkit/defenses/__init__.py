@@ -18,6 +18,7 @@ from poisonkit.defenses.guards import GUARDS
 from poisonkit.defenses.repair import REPAIR
 from poisonkit.defenses.training import EPIC, TRAINING
 
+#: The dictionary of every family of defenses, by its name
 FAMILIES: dict[str, dict[str, type[Any]]] = {
     "certified": {**CERTIFIED},
     "training": {**TRAINING},
@@ -27,6 +28,7 @@ FAMILIES: dict[str, dict[str, type[Any]]] = {
     "guards": {**GUARDS},
     "condense": {**CONDENSE},
 }
+#: Every defense of all families, by the name that ``poisonkit run --defense`` takes
 DEFENSES: dict[str, type[Any]] = {name: kind for family in FAMILIES.values() for name, kind in family.items()}
 
 __all__ = [

@@ -9,6 +9,7 @@ from poisonkit.engine.ray import Ray
 from poisonkit.engine.run import Run
 from poisonkit.engine.units import Engine, Unit
 
+#: Every engine, by the name that ``--engine`` takes
 ENGINES: dict[str, type[Local] | type[Ray]] = {"local": Local, "ray": Ray}
 
 __all__ = [

@@ -88,7 +88,7 @@ class Run:
     def lock(
         self, name: str, *, wait: bool = True, tell: Callable[[str], None] = lambda holder: None
     ) -> AbstractContextManager[str | None]:
-        """Hold ``name`` against every process that works on this run, as :func:`poisonkit.engine.locks.hold` does."""
+        """Hold ``name`` against every process that works on this run, as ``poisonkit.engine.locks.hold`` does."""
         return hold(self.directory / LOCKS / f"{name}.lock", wait=wait, tell=tell)
 
     def tensors(self, name: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:

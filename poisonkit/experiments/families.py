@@ -29,7 +29,7 @@ from poisonkit.random import Key
 from poisonkit.train import Journal, Procedure, Recipe, new_model
 from poisonkit.types import Detection, ImageDataset, Poison
 
-# those that are given a few clean images, which the measures then leave out
+#: Families that are given a few clean images, which the measures then leave out
 WITH_CLEAN = ("repair", "detectors", "guards")
 
 

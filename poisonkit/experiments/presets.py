@@ -12,7 +12,8 @@ from poisonkit.models import ResNet
 from poisonkit.train import OneCycle, Recipe
 from poisonkit.types import Attack
 
-# Where a data set has no entry, the recipe of the paper stands: ResNet-18 at full width is the default network.
+#: The recipe of a data set that ``poisonkit run`` starts from. Where a data set has no entry, the recipe of the paper
+#: stands: ResNet-18 at full width is the default network.
 RECIPES: dict[str, Recipe] = {
     "digits": Recipe(
         model=ResNet(8, 32, stem="small"),
@@ -48,6 +49,7 @@ class Experiment:
     recipe: Recipe
 
 
+#: Experiments that have a name
 EXPERIMENTS: dict[str, Experiment] = {
     "demo": Experiment(
         summary="a one-pixel backdoor in handwritten digits, undefended and with DPA",

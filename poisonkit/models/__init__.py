@@ -6,10 +6,10 @@ from poisonkit.models.resnet import ResidualNetwork, ResNet
 from poisonkit.models.vgg import VGG, VGGNetwork
 from poisonkit.models.vit import VisionTransformer, ViT
 
-# What a recipe may name: each builds its network, and scales itself for a base model of an ensemble
+#: What a recipe may name: each builds its network, and scales itself for a base model of an ensemble
 Model = ResNet | ViT | VGG | ConvNet
 
-# The widths of torchvision's networks, and of He et al. (2016, section 4.2) for the CIFAR family
+#: Networks by name: torchvision's widths, and those of He et al. (2016, section 4.2) for the CIFAR family
 MODELS: dict[str, Model] = {
     "resnet8": ResNet(8, 16, stem="small"),
     "resnet20": ResNet(20, 16, stem="small"),

@@ -36,7 +36,7 @@ class ConvNet:
         require(self.norm in ("instance", "batch", "none"), "norm", "'instance', 'batch' or 'none'", repr(self.norm))
 
     def build(self, shape: tuple[int, int, int], num_classes: int, key: Key) -> ConvolutionalNetwork:
-        """A network on images [N, *shape], initialised from ``key`` as torch does."""
+        """A network on images ``[N, *shape]``, initialised from ``key`` as torch does."""
         least = 1 << self.depth
         fits = len(shape) == 3 and shape[0] >= 1 and min(shape[1:]) >= least
         require(fits, "shape", f"(C, H, W) of {least} pixels or more, which {self.depth} blocks halve", shape)

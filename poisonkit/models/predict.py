@@ -23,6 +23,7 @@ class Predictor(Protocol):
     def predict(self, images: Tensor) -> Tensor: ...
 
 
+#: What can be asked for classes: a network, or whatever predicts
 Classifier = nn.Module | Predictor
 
 

@@ -67,7 +67,7 @@ class ResNet:
         require(0 <= self.dropout < 1, "dropout", "a probability in [0, 1)", self.dropout)
 
     def build(self, shape: tuple[int, int, int], num_classes: int, key: Key) -> ResidualNetwork:
-        """A network on images [N, *shape], initialised from ``key`` as torchvision does."""
+        """A network on images ``[N, *shape]``, initialised from ``key`` as torchvision does."""
         require(len(shape) == 3 and min(shape) >= 1, "shape", "(C, H, W), each 1 or more", shape)
         require(num_classes >= 1, "num_classes", "1 or more", num_classes)
         with key.ambient():

@@ -53,7 +53,7 @@ class VGG:
         require(0 <= self.dropout < 1, "dropout", "a probability in [0, 1)", self.dropout)
 
     def build(self, shape: tuple[int, int, int], num_classes: int, key: Key) -> VGGNetwork:
-        """A network on images [N, *shape], initialised from ``key`` as torchvision does."""
+        """A network on images ``[N, *shape]``, initialised from ``key`` as torchvision does."""
         require(len(shape) == 3 and min(shape) >= 1, "shape", "(C, H, W), each 1 or more", shape)
         wide = self.stem == "small" or min(shape[1:]) >= 32
         require(wide, "shape", "at least 32x32 pixels for the imagenet stem", shape, "take stem='small'")

@@ -62,7 +62,7 @@ class ViT:
         require(self.resize is None or self.resize >= 1, "resize", "1 or more pixels, or None", self.resize)
 
     def build(self, shape: tuple[int, int, int], num_classes: int, key: Key) -> VisionTransformer:
-        """A network on images [N, *shape], initialised from ``key``."""
+        """A network on images ``[N, *shape]``, initialised from ``key``."""
         require(len(shape) == 3 and min(shape) >= 1, "shape", "(C, H, W), each 1 or more", shape)
         height, width = (self.resize, self.resize) if self.resize else shape[1:]
         whole = height % self.patch == 0 and width % self.patch == 0

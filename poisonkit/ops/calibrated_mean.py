@@ -24,14 +24,18 @@ DEFAULT_KEY = Key(0).child("calibrated_mean")
 
 
 class CalibratedMean(NamedTuple):
-    mean: Tensor  # [B, d], of the rows that were kept
-    dropped: Tensor  # bool [B, N], or [N] where the groups have offsets
-    scores: Tensor  # like dropped: |<row - mean of all rows, direction>|
+    """The means of B groups of rows, without those that vary most along the top direction."""
+
+    mean: Tensor  #: [B, d], of the rows that were kept
+    dropped: Tensor  #: bool [B, N], or [N] where the groups have offsets
+    scores: Tensor  #: like dropped: ``|<row - mean of all rows, direction>|``
 
 
 class TopDirection(NamedTuple):
-    share: Tensor  # [B], of the variance that lies along the top direction
-    gap: Tensor  # [B], 1 - second / first eigenvalue of the covariance
+    """How much of each of B groups lies along the direction in which it varies most."""
+
+    share: Tensor  #: [B], of the variance that lies along the top direction
+    gap: Tensor  #: [B], 1 - second / first eigenvalue of the covariance
 
 
 def calibration_drop(eps: float | Fraction, n: int) -> int:
@@ -284,12 +288,12 @@ def calibrate(
     less than its group's rows. Returns mean [B, d], dropped bool [N] and scores [N]. Raises ``ArgumentError`` for
     anything else.
 
-    In each group, X being its rows less their mean: v <- X'X v / |X'X v|, ``iterations`` times from ``start``; the
-    scores are |X v|; the ``drop`` largest are dropped, of equal scores the first; the mean is that of the others. It
-    stops before if X v / |X v| moves by ``tolerance`` or less in one iteration; 0 never does. The covariance is never
-    formed: groups of more rows than ``14 * iterations`` take one pass over X an iteration, others form X X' once and
-    iterate there, with the same v but for rounding. Without variance all scores are 0. A group with a row that is not
-    finite gets NaN for its mean and all its scores.
+    In each group, X being its rows less their mean: ``v <- X'X v / |X'X v|``, ``iterations`` times from ``start``; the
+    scores are ``|X v|``; the ``drop`` largest are dropped, of equal scores the first; the mean is that of the others.
+    It stops before if ``X v / |X v|`` moves by ``tolerance`` or less in one iteration; 0 never does. The covariance is
+    never formed: groups of more rows than ``14 * iterations`` take one pass over X an iteration, others form X X' once
+    and iterate there, with the same v but for rounding. Without variance all scores are 0. A group with a row that is
+    not finite gets NaN for its mean and all its scores.
 
     Means are summed in float64 (by the CPU kernel, after sums of at most four rows in float32); all else is in the
     dtype of ``r``, X scaled by a power of two so that its squares stay in range. The CPU kernel is float32 only; it

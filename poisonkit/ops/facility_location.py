@@ -33,10 +33,10 @@ _CHUNK = 1 << 20  # costs the reference holds at once
 class Medoids(NamedTuple):
     """The medoids of B groups, those of one group after those of another, each group's in selection order."""
 
-    rows: Tensor  # int64 [sum k], rows of x
-    sizes: Tensor  # int64 [sum k], the rows of x nearest to each medoid, itself included
-    nearest: Tensor  # int64 [N], of each row of x the place of its medoid in `rows`; -1 in a group without medoids
-    gains: Tensor  # float64 [sum k]
+    rows: Tensor  #: int64 [sum k], rows of x
+    sizes: Tensor  #: int64 [sum k], the rows of x nearest to each medoid, itself included
+    nearest: Tensor  #: int64 [N], of each row of x the place of its medoid in `rows`; -1 in a group without medoids
+    gains: Tensor  #: float64 [sum k]
 
 
 def facility_location(

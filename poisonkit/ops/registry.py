@@ -92,6 +92,7 @@ class Op:
             self.check_values(*args)
 
 
+#: Every op by its name
 OPS: dict[str, Op] = {}
 
 

@@ -17,6 +17,7 @@ from poisonkit.errors import ArgumentError, require
 from poisonkit.ops.native import core
 from poisonkit.ops.registry import Arguments, Reject, op
 
+#: p of the hash, the least prime above 2^48
 HASH_PRIME = (1 << 48) + 21
 MAX_DIM = 1 << 20
 

@@ -45,6 +45,7 @@ class Epoch:
         return f"epoch {self.number}/{self.total}: loss {self.loss:.4f}, accuracy {self.accuracy:.4f}, lr {self.lr:.4g}"
 
 
+#: What is called after every epoch
 OnEpoch = Callable[[Epoch], None]
 
 

@@ -124,4 +124,5 @@ class Cosine:
         return None
 
 
+#: How the learning rate changes as a network trains
 Schedule = OneCycle | Step | Cosine

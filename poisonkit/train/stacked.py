@@ -35,6 +35,7 @@ from poisonkit.train.loop import (
 )
 from poisonkit.train.recipe import Recipe
 
+#: What is called after an epoch of a stack, with the epoch of each of its networks
 OnEpochs = Callable[[list[Epoch]], None]
 
 # Multiply-adds of a network's forward step, and of a stack's. The CPU's are measured, by bench/stacked.py. CUDA's are

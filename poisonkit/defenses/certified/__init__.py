@@ -10,6 +10,7 @@ from poisonkit.defenses.certified.partition import Split, partition
 from poisonkit.defenses.certified.run_off_election import RunOffElection
 from poisonkit.defenses.certified.temporal_aggregation import TemporalAggregation
 
+#: Every defense of this family, by the name that ``poisonkit run --defense`` takes
 CERTIFIED: dict[str, type[Aggregation]] = {
     "dpa": DPA,
     "finite_aggregation": FiniteAggregation,

@@ -13,6 +13,7 @@ from poisonkit.errors import require
 from poisonkit.models.predict import ensemble_logits
 from poisonkit.types import Certificate, TemporalCertificate
 
+#: What the base models of an ensemble say of images, in small integers: tensors by name
 Ballots = dict[str, Tensor]
 
 

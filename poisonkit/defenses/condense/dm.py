@@ -72,7 +72,7 @@ class DM:
         """``images`` float32 images of every class on the scale 0..255, which they may leave; class by class.
 
         Snapshots and the place go to the journal, and notes that
-        :func:`poisonkit.defenses.condense.matching.condense` names. Raises ArgumentError where a class is empty, or
+        ``poisonkit.defenses.condense.matching.condense`` names. Raises ArgumentError where a class is empty, or
         where the rate leaves no rows; PoisonkitError where the images diverge.
         """
         smallest = int((by_class(data) >= 0).sum(1).min())

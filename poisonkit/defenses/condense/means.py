@@ -93,6 +93,7 @@ class Calibrated:
         return found.mean, found.dropped
 
 
+#: What :class:`RdmDc` may match in place of the mean
 RobustMean = Mean | Median | Trimmed | Truncated | Calibrated
 
 

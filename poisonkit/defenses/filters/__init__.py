@@ -5,6 +5,7 @@ from poisonkit.defenses.filters.activation_clustering import ActivationClusterin
 from poisonkit.defenses.filters.deep_knn import DeepKNN
 from poisonkit.defenses.filters.spectral_signatures import SpectralSignatures
 
+#: Every defense of this family, by the name that ``poisonkit run --defense`` takes
 FILTERS: dict[str, type[Filter]] = {
     "activation_clustering": ActivationClustering,
     "deep_knn": DeepKNN,

@@ -11,6 +11,7 @@ from poisonkit.defenses.repair.nad import NAD
 from poisonkit.defenses.repair.neural_cleanse import NeuralCleanseMitigation
 from poisonkit.defenses.repair.rnp import RNP
 
+#: Every defense of this family, by the name that ``poisonkit run --defense`` takes
 REPAIR: dict[str, type[Repair]] = {
     "fine_pruning": FinePruning,
     "fine_tuning": FineTuning,

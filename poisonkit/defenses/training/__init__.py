@@ -11,6 +11,7 @@ from poisonkit.defenses.training.gcl import GCL
 from poisonkit.defenses.training.ieu import IEU
 from poisonkit.defenses.training.mixup import Mixup
 
+#: Every defense of this family, by the name that ``poisonkit run --defense`` takes
 TRAINING: dict[str, type[Training]] = {
     "abl": ABL,
     "ieu": IEU,

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from poisonkit.experiments.lab import Lab
 from poisonkit.train import Recipe
 
+#: The sizes at which ``poisonkit reproduce`` runs: minutes on the digits, hours, and the paper itself
 SCALES = ("smoke", "small", "paper")
 
 # row -> column -> number; NaN is never stored, what there is not is left out
