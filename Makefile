@@ -40,6 +40,10 @@ bench: $(VENV)/.extras
 docs: $(VENV)/.extras
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --fresh-env docs build/site
 
+# Source distribution, and from it the wheel of this Python, into dist
+wheel: $(VENV)/.extras
+	$(BIN)/python -m build --no-isolation --outdir dist
+
 # Every .cu for every architecture, without a GPU
 cuda:
 	@if ! command -v nvcc >/dev/null; then echo "make cuda: skipped, nvcc is not installed"; exit 0; fi; \

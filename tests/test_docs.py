@@ -1,37 +1,47 @@
-"""Every command and every piece of Python in the README and the docs runs."""
+"""Every command and every piece of Python in the README and the docs runs, and the site shows every public name."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
+import poisonkit
 from poisonkit.__main__ import main
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *TUTORIALS]
+METHODS = ("attacks", "condensation", "dpa", "epic", "ieu", "mmac", "repair", "rivals", "targeted")
 
 
-def blocks(language: str) -> list[tuple[str, str]]:
+def blocks(*languages: str, pages: list[Path] = PAGES) -> list[tuple[str, str, str]]:
+    """Page, language and text of each block, in the order of the pages."""
+    kinds = "|".join(languages)
     return [
-        (page.name, text)
-        for page in PAGES
-        for text in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+        (page.name, *found)
+        for page in pages
+        for found in re.findall(rf"^```({kinds})\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     ]
 
 
-COMMANDS = sorted(
-    {
-        (page, line.split("  #")[0].strip())
-        for page, text in blocks("sh")
-        for line in text.splitlines()
-        if line.strip() and not line.startswith("#")
-    }
-)
+def commands(text: str) -> list[str]:
+    lines = (line.split("  #")[0].strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+COMMANDS = sorted({(page, line) for page, _, text in blocks("sh") for line in commands(text)})
 
 
 def runnable(command: str) -> list[str]:
@@ -90,7 +100,10 @@ def test_commands(page: str, command: str, monkeypatch: pytest.MonkeyPatch, caps
     assert ran.returncode in allowed, f"{page}: {command}\n{ran.stdout}{ran.stderr}"
 
 
-@pytest.mark.parametrize(("page", "text"), blocks("python"), ids=lambda value: value[:40])
+ALONE = [(page, text) for page, _, text in blocks("python", pages=[page for page in PAGES if page not in TUTORIALS])]
+
+
+@pytest.mark.parametrize(("page", "text"), ALONE, ids=lambda value: value[:40])
 def test_python(page: str, text: str, tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-W", "error", "-c", text], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, f"{page}\n{ran.stderr}"
@@ -101,7 +114,90 @@ def test_the_array_shown_is_the_one_printed(kind: str, language: str) -> None:
     [command] = [command for _, command in COMMANDS if f"--print-job {kind}" in command]
     words = [sys.executable, "-m", *runnable(command)]
     printed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert [text for page, text in blocks(language) if page == "clusters.md"] == [printed]
+    assert [text for page, _, text in blocks(language) if page == "clusters.md"] == [printed]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_a_tutorial_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)  # a file to hash
+    for _, language, text in blocks("sh", "python", pages=[page]):
+        if language == "python":
+            ran = [["-W", "error", "-c", text]]
+        else:  # tests/test_build.py installs
+            ran = [["-m", *shlex.split(line)] for line in commands(text) if not line.startswith("pip install")]
+        for arguments in ran:
+            done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
+            assert done.returncode == 0, f"{arguments}\n{done.stdout}{done.stderr}"
+
+
+def rooms() -> dict[str, list[str]]:
+    """The public names of every module that says which they are."""
+    walked = pkgutil.walk_packages(poisonkit.__path__, "poisonkit.")
+    names = [found.name for found in walked if found.ispkg and not found.name.startswith("poisonkit.commands")]
+    found = {name: getattr(importlib.import_module(name), "__all__", []) for name in names}
+    return {name: public for name, public in found.items() if public}
+
+
+@pytest.mark.parametrize(("room", "names"), rooms().items(), ids=lambda value: str(value)[:30])
+def test_public_names_say_what_they_are(room: str, names: list[str]) -> None:
+    sources = [path.read_text() for path in (ROOT / room.replace(".", "/")).rglob("*.py")]
+    for name in names:
+        value = getattr(sys.modules[room], name)
+        if inspect.isclass(value) or inspect.isroutine(value):
+            said = bool(value.__doc__) and not value.__doc__.startswith(f"{name}(")  # what a dataclass says by itself
+        else:
+            said = any(re.search(rf"^#: .*\n(#: .*\n)*{name}\b", source, re.MULTILINE) for source in sources)
+        assert said, f"{room}.{name} has no docstring, or a constant no #: comment"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_its_five_parts(name: str) -> None:
+    text = (ROOT / "docs" / f"{name}.md").read_text()
+    assert "\n## The idea\n" in text
+    assert re.search(r"^\|.*\| formula .*\| code \|$", text, re.MULTILINE), "a table of equations and where they are"
+    assert re.search(r"^```(python|sh)$", text, re.MULTILINE)
+    measured = text.partition("\n## What was measured")[2]
+    assert re.search(r"^\|( ?-+:? ?\|)+", measured, re.MULTILINE), "a table of what was measured"
+    assert re.search(r"^## Limits", text, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_site(tmp_path: Path) -> None:
+    """What `make docs` builds: without a warning, with every public name, and no link that leads nowhere."""
+    for module in ("sphinx", "myst_parser", "furo"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("api"))
+    for page in ROOT.glob("*.md"):
+        shutil.copy(page, tmp_path)
+    command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "docs", "site"]
+    ran = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+    site = {path.resolve(): path.read_text() for path in (tmp_path / "site").rglob("*.html")}
+    ids = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in site.items()}
+    shown = {name.removeprefix("module-") for names in ids.values() for name in names}
+    for room, names in rooms().items():
+        for name in names:
+            home = getattr(getattr(sys.modules[room], name), "__module__", room)
+            assert any(f"{part}.{name}" in shown for part in (room, *up(home))), f"no page shows {room}.{name}"
+    for path, text in site.items():
+        for link in re.findall(r'\b(?:href|src)="([^"]+)"', text):
+            place, _, anchor = link.partition("#")
+            if "://" in link or link.startswith(("mailto:", "data:")):
+                continue
+            target = (path.parent / unquote(place.partition("?")[0])).resolve() if place else path
+            assert target.exists(), f"{path.name} links to {link}"
+            assert not anchor or target not in ids or unquote(anchor) in ids[target], f"{path.name} links to {link}"
+
+
+def up(module: str) -> list[str]:
+    """A module and the packages that it is in."""
+    parts = module.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
 def test_files_named_in_the_docs_exist() -> None:

@@ -2,7 +2,7 @@
 
 ``@op(...)`` registers a reference with torch under the namespace ``poisonkit`` and returns the function users call.
 On the CPU the native kernel runs where it was built, on CUDA the native kernel likewise or the Triton module where
-Triton is there, elsewhere the reference. Tests, benches and the docs enumerate ``OPS``.
+Triton is there, elsewhere the reference. Tests and benches enumerate ``OPS``.
 """
 
 from __future__ import annotations
