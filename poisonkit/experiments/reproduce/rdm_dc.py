@@ -72,7 +72,7 @@ def _surrogate(model: ConvNet, epochs: int) -> Recipe:
 
 
 _DIGITS = Siamese(("color", "crop", "cutout", "scale", "rotate"))
-_TINY, _SMALL, _SMALL_64 = ConvNet(2, 8), ConvNet(3, 16), ConvNet(4, 16)
+_TINY, _SMALL, _SMALL_64 = ConvNet(2, 8), ConvNet(3, 32), ConvNet(4, 32)
 SCALES = {
     "smoke": Setting(
         "digits-32",
@@ -87,9 +87,10 @@ SCALES = {
     ),
     "small": Setting(
         "cifar10",
-        recipe=replace(EVALUATION, model=_SMALL, epochs=150),
+        recipe=replace(EVALUATION, model=_SMALL, epochs=300, schedule=Step(0.03, (0.5,))),
         limit=10_000,
-        dm=DM(images=10, iterations=120, batch_size=64, model=_SMALL),
+        # A hundredth of the paper's iterations, so longer steps
+        dm=DM(images=10, iterations=200, batch_size=64, learning_rate=20.0, model=_SMALL),
         poisoning=DMPoison(steps=150, restarts=1, model=_SMALL),
         matching=GradientMatching(rate=1.0, steps=50, restarts=1, networks=2, surrogate=_surrogate(_SMALL, 6)),
         targets=3,
