@@ -171,7 +171,7 @@ def _checked(arguments: argparse.Namespace, engine: Engine) -> torch.device:
         require(agree, "--ray.gpus", "above 0 with --device cuda, and only then", f"{engine.gpus:g} on {device}")
     stack = arguments.stack
     require(stack == "auto" or (stack.isdecimal() and int(stack) >= 1), "--stack", "auto, or 1 or more", stack)
-    if family(DEFENSES[arguments.defense]()) != "certified":
+    if not issubclass(DEFENSES[arguments.defense], Aggregation):
         alone = not (arguments.print_job or arguments.only) and stack == "auto" and isinstance(engine, Local)
         rule = f"without --only, --print-job, --stack and --engine ray, since {arguments.defense} has no parts"
         require(alone, "the run", rule, "one of them")
