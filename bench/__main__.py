@@ -79,6 +79,12 @@ def mmac_bench() -> Iterator[Row]:
     yield from mmac.bench()
 
 
+def peers_bench() -> Iterator[Row]:
+    from bench import peers
+
+    yield from peers.bench()
+
+
 def stacked_bench() -> Iterator[Row]:
     from bench import stacked
 
@@ -102,6 +108,7 @@ CPU: dict[str, Callable[[], Iterator[Row]]] = {
     "ieu": ieu_bench,
     "imagenet64": imagenet64_bench,
     "mmac": mmac_bench,
+    "peers": peers_bench,
     "stacked": stacked_bench,
     "triggers": triggers_bench,
     "weighted_sum_hash": hash_bench,
@@ -141,6 +148,10 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(1)
         for name in arguments.names or [name for name in CPU if name not in LARGE]:
             keep(CPU[name]())
+            if name == "peers":
+                from bench import peers
+
+                print(peers.publish(rows.ROOT / "runs" / "bench", (row for _, row in rows.read())))
     return 0
 
 

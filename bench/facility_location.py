@@ -6,13 +6,11 @@ are what takes time, so there every peer pays for its own.
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import median
 
 import apricot
@@ -25,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from bench.gradients import gradients
-from bench.measure import cpu_seconds, interleave, row, speedup
+from bench.measure import cpu_seconds, interleave, peak_memory, row, speedup
 from bench.rows import ROOT, Row
 from poisonkit import ops
 
@@ -135,15 +133,7 @@ def memory(n: int, k: int) -> Iterator[Row]:
 
 
 def peak(n: int, k: int) -> float:
-    def status(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
     torch.set_num_threads(1)
     x = gradients(n, 10)
     ours(x[:100], 10)  # what is loaded once does not count
-    ctypes.CDLL(None).malloc_trim(0)  # else the op would take its memory from what making the rows left behind
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = status("VmRSS")
-    ours(x, k)
-    return (status("VmHWM") - before) / 1e3
+    return peak_memory(lambda: ours(x, k))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Literal
 
@@ -40,6 +42,20 @@ def interleave(
             if turn:
                 times[name].append(taken)
     return times
+
+
+def peak_memory(run: Callable[[], object]) -> float:
+    """Resident megabytes that ``run`` reaches beyond what the process holds before it (Linux)."""
+
+    def status(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+    ctypes.CDLL(None).malloc_trim(0)  # else it would take its memory from what was left behind
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = status("VmRSS")
+    run()
+    return (status("VmHWM") - before) / 1e3
 
 
 def speedup(times: Times, candidate: str, over: str) -> float:

@@ -1,5 +1,6 @@
 """The benchmarks' bookkeeping: rows, goals, the command line and the GPU script, without measuring anything."""
 
+import csv
 import dataclasses
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from bench import __main__ as command_line
-from bench import gpu, imagenet64, papers, rows
+from bench import gpu, imagenet64, measure, papers, peers, rows
 from bench.goals import GOALS, Goal, standings
 from bench.measure import interleave, speedup
 from bench.place import Place, sections
@@ -257,3 +258,46 @@ def test_the_other_parts_measure_the_goals_of_a_gpu_and_every_op(part, tmp_path)
         wanted = {f"dpa/cpu/digits/{which}/{figure}" for which in ("undefended", "dpa") for figure in FIGURES}
         assert wanted < set(measured)
     assert not list(tmp_path.iterdir())
+
+
+def contest(**changed):
+    fields = {"ours": lambda: 3, "peers": {"slow": lambda: 3}, "same": peers.equal, "note": "a note"}
+    return peers.Contest("adding/2x3", **{**fields, **changed})
+
+
+def test_a_peer_is_compared_before_it_is_timed():
+    with pytest.raises(AssertionError, match="slow"):
+        next(peers.measured(contest(ours=lambda: 4, peers={"slow": lambda: 3}), 1))
+
+
+def test_peers_become_a_table_and_a_page(tmp_path):
+    clocks = {"ours": lambda: 0.25, "slow": lambda: 0.5}
+    measured = list(peers.measured(contest(clocks=clocks), 3))
+    assert [(row.name, row.value) for row in measured if not row.name.endswith("memory")] == [
+        ("peers/adding/2x3/ours/time", 0.25),
+        ("peers/adding/2x3/slow/time", 0.5),
+        ("peers/adding/2x3/slow/ratio", 2.0),
+    ]
+    ours, slow = peers.table([ROW, *measured])
+    assert (ours[:4], slow[:4]) == (["adding/2x3", "ours", 0.25, 1.0], ["adding/2x3", "slow", 0.5, 2.0])
+    page = peers.publish(tmp_path, measured).read_text()
+    assert page.count("<svg") == 2
+    assert "poisonkit" in page
+    with (tmp_path / "peers.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["who"] for line in lines] == ["ours", "slow"]
+    assert all(line["machine"] and line["torch"] for line in lines)
+
+
+def test_memory_is_what_a_run_reaches():
+    assert 30 < measure.peak_memory(lambda: torch.ones(10 << 20)) < 60  # 42 MB
+
+
+@pytest.mark.slow
+def test_every_peer_that_is_here_does_the_same_work(capsys):
+    measured = {row.name for row in peers.bench(small=True)}
+    missing = re.findall(r"^(\w+): \w+ is not installed$", capsys.readouterr().err, re.MULTILINE)
+    ops = {"weighted_sum_hash", "clipped_relu", "calibrated_mean", "facility_location"}
+    pipelines = {"spectral_signatures", "activation_clustering", "dp_sgd", "dpa"}
+    assert len({name.split("/")[1] for name in measured} & (ops | pipelines)) == 8 - len(missing)
+    assert {name.split("/")[1] for name in measured} >= ops - {"weighted_sum_hash", "facility_location"}
