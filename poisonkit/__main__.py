@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -12,6 +13,9 @@ from poisonkit.commands import COMMANDS
 from poisonkit.commands.parsing import Parser
 from poisonkit.engine import environment
 from poisonkit.errors import PoisonkitError
+
+# No more room: on the disk, in the quota, in a file; or nothing may be written at all
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = error.filename or "a file"
+        print(f"poisonkit: {where} must be writable, got {error.strerror}; free space, start again", file=sys.stderr)
+        return 2
     return 0
 
 

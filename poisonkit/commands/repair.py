@@ -24,6 +24,7 @@ from poisonkit.experiments.families import set_aside
 from poisonkit.metrics import clean_accuracy
 from poisonkit.models import MODELS, Model
 from poisonkit.models.clipping import NAME, binding, ceilings, restored
+from poisonkit.models.predict import check_weights
 from poisonkit.random import key
 from poisonkit.train import Recipe
 from poisonkit.train.checkpoints import digest, load_tensors, read
@@ -76,6 +77,7 @@ def _repair(arguments: argparse.Namespace, options: list[str]) -> None:
     clean, rest = (part.to(device) for part in set_aside(test, arguments.clean, root.child("clean")))
     tensors = _tensors(path / "undefended" / "model.safetensors" if path.is_dir() else path)
     model = _network(arch, tensors, test).to(device)
+    check_weights(model, "MODEL")
     manifest = {"plan": {"repair": plan, "network": digest(tensors)}, "data": {"test": test.digest()}}
     out = arguments.out or f"runs/repair-{path.stem}-{arguments.method}"
     run = Run(out, {**manifest, "environment": environment(device)}, overwrite=arguments.overwrite)

@@ -10,11 +10,16 @@ from typing import Any
 from poisonkit.engine.progress import Progress
 from poisonkit.engine.run import Run
 from poisonkit.train import Epoch, Journal
+from poisonkit.train.checkpoints import write_atomic
 
 
 def journal(run: Run, name: str, progress: Progress) -> Journal:
     """The journal of the work ``name``, which takes up what a killed one left there."""
     log, clock = run.path(f"{name}/metrics.jsonl"), perf_counter()
+    if log.exists():
+        lines, _, torn = log.read_bytes().rpartition(b"\n")
+        if torn:  # where the disk was full, or the power went
+            write_atomic(log, lines + b"\n" if lines else b"")
 
     def tell(what: dict[str, Any], text: str) -> None:
         nonlocal clock

@@ -55,6 +55,13 @@ def top(model: nn.Module, images: Tensor, n: int = 1, batch_size: int = 512) -> 
     return _map(model, images, batch_size, best)
 
 
+def check_weights(model: nn.Module, name: str) -> None:
+    """Raise ArgumentError where a weight of ``model``, called ``name``, is not finite: it would answer nonsense."""
+    for weight, values in model.named_parameters():
+        finite = bool(values.isfinite().all())
+        require(finite, name, "a network of finite weights", f"inf or nan in {weight}", "train it again")
+
+
 def multiply_adds(model: nn.Module, shape: Sequence[int]) -> int:
     """Those of one image [C, H, W] through the convolutions and linear layers of ``model``."""
     total = 0

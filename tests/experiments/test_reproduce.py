@@ -295,5 +295,5 @@ def test_a_file_that_is_no_result(tmp_path: Path) -> None:
     path = tmp_path / "smoke" / "dpa" / "table2.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"name": "dpa/table2"}))
-    with pytest.raises(Exception, match="must be a result of `poisonkit reproduce`"):
+    with pytest.raises(Exception, match="must be written by `poisonkit reproduce`"):
         read(tmp_path, list(REPRODUCTIONS), SCALES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from poisonkit.data import load
+from poisonkit.data.decode import stack
 from poisonkit.data.imagenet64 import convert
 from poisonkit.errors import DataError
 
@@ -48,3 +51,11 @@ def test_a_parquet_file_that_unfolds_to_gigabytes(tmp_path: Path, bomb: str) -> 
     rule = {"rows": "of fewer rows than bytes", "picture": "of columns that unfold to at most 100 times"}[bomb]
     with pytest.raises(DataError, match=rf"(train|test).parquet must be {rule}"):
         load("parquet", tmp_path)
+
+
+def test_a_png_of_kilobytes_and_too_many_pixels() -> None:
+    file = io.BytesIO()
+    Image.new("L", (4097, 4096)).save(file, "PNG")
+    assert len(file.getvalue()) < 1 << 16
+    with pytest.raises(DataError, match="one must be at most 16777216 pixels, got 4096x4097; resize it beforehand"):
+        stack([("one", file.getvalue())], 1)

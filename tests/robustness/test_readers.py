@@ -28,7 +28,8 @@ from poisonkit.attacks.published import read_setups, read_trial
 from poisonkit.commands.hashing import _rows
 from poisonkit.data import load
 from poisonkit.data.imagenet64 import convert
-from poisonkit.engine import load_ensemble
+from poisonkit.engine import Run, load_ensemble
+from poisonkit.engine.run import read_manifest
 from poisonkit.errors import PoisonkitError
 from poisonkit.experiments.reproduce.results import read as read_results
 from poisonkit.experiments.runs import read as read_finished
@@ -382,9 +383,6 @@ def replaced(tree: Any, at: tuple[Any, ...], value: Any) -> Any:
     return copy
 
 
-DEEP = "[" * 100_000
-
-
 @pytest.mark.parametrize(
     ("name", "file"),
     [
@@ -407,6 +405,16 @@ def test_json_of_other_values(name: str, file: str, tmp_path: Path) -> None:
         case.read(folder)
 
     wild(st.tuples(st.sampled_from(places(tree)), JSON), check)
-    path.write_text(DEEP)
-    with pytest.raises(PoisonkitError):
-        case.read(folder)
+
+
+def test_deeply_nested_json_is_refused(tmp_path: Path) -> None:
+    deep = "[" * 100_000
+    run(tmp_path / "run")
+    put(tmp_path / "run" / "results.json", deep)
+    with pytest.raises(PoisonkitError, match="must be written by poisonkit, got RecursionError"):
+        read_finished(tmp_path / "run")
+    put(tmp_path / "run" / "dpa" / "base-0000" / "model.json", deep)
+    assert not Run(tmp_path / "run", read_manifest(tmp_path / "run")).done("dpa/base-0000/model")
+    put(tmp_path / "run" / "manifest.json", deep)
+    with pytest.raises(PoisonkitError, match="run directory must be new, empty or a run of poisonkit"):
+        load_ensemble(tmp_path / "run")

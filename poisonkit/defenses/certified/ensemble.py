@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from poisonkit import certificates
 from poisonkit.errors import require
-from poisonkit.models.predict import ensemble_logits
+from poisonkit.models.predict import check_weights, ensemble_logits
 from poisonkit.types import Certificate, TemporalCertificate
 
 #: What the base models of an ensemble say of images, in small integers: tensors by name
@@ -41,6 +41,8 @@ class Ensemble:
             ids,
             "train the missing base models first",
         )
+        for i, model in self.models.items():
+            check_weights(model, f"models[{i}]")
 
     def top(self, images: Tensor, n: int = 1) -> Tensor:
         """The n best classes of every base model, int64 [k, M, n], row i being base model i."""
