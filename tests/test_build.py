@@ -135,8 +135,9 @@ def test_a_wheel_works_in_an_empty_environment(version, tree, tmp_path):
     python("-m", "venv", "env", cwd=tmp_path, interpreter=found(version))
     inside = tmp_path / "env" / "bin" / "python"
     ours = sysconfig.get_path("purelib")  # has what a build needs, all of it for any Python
+    lent = {"PYTHONPATH": ours, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])}  # ninja
     fast = {"CXXFLAGS": "-O0", "POISONKIT_CUDA_ARCHS": "90"}  # what is tested is the packaging
-    wheel = build("wheel", tree, interpreter=inside, PYTHONPATH=ours, **fast)
+    wheel = build("wheel", tree, interpreter=inside, **lent, **fast)
     assert f"cp{version.replace('.', '')}" in wheel.name
     alone = {"cwd": tmp_path, "interpreter": inside, "PYTHONPATH": ""}
     python("-m", "pip", "install", "--no-deps", "--no-index", str(wheel), **alone)
