@@ -88,6 +88,6 @@ def test_a_network_of_nan_is_not_repaired(tmp_path: Path, capsys: pytest.Capture
     state["fc.bias"][3] = float("nan")
     save_file(state, tmp_path / "model.safetensors")
     command = ["repair", str(tmp_path / "model.safetensors"), "--arch", "resnet8:4", "--data", "digits"]
-    assert main([*command, "--limit", "60", "--clean", "2", "--out", str(tmp_path / "out")]) == 2
+    assert main([*command, "--limit", "120", "--clean", "2", "--out", str(tmp_path / "out")]) == 2
     assert "MODEL must be a network of finite weights, got inf or nan in fc.bias" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
