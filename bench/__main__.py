@@ -7,6 +7,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -19,106 +21,36 @@ DOCS = rows.ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- python -m bench writes this table -->\n", "<!-- end of the table -->\n"
 
 
-def hash_bench() -> Iterator[Row]:
-    from bench import weighted_sum_hash
-
-    yield from weighted_sum_hash.bench()
-
-
-def ieu_bench() -> Iterator[Row]:
-    from bench import ieu
-
-    yield from ieu.bench()
+def measured(name: str) -> Iterator[Row]:
+    """The rows of ``bench/<name>.py``, which imports what it measures against, and so is imported when it runs."""
+    yield from import_module(f"bench.{name}").bench()
 
 
-def imagenet64_bench() -> Iterator[Row]:
-    from bench import imagenet64
-
-    yield from imagenet64.bench()
-
-
-def certificates_bench() -> Iterator[Row]:
-    from bench import certificates
-
-    yield from certificates.bench()
-
-
-def calibrated_mean_bench() -> Iterator[Row]:
-    from bench import calibrated_mean
-
-    yield from calibrated_mean.bench()
-
-
-def clipped_relu_bench() -> Iterator[Row]:
-    from bench import clipped_relu
-
-    yield from clipped_relu.bench()
-
-
-def epic_bench() -> Iterator[Row]:
-    from bench import epic
-
-    yield from epic.bench()
-
-
-def condense_bench() -> Iterator[Row]:
-    from bench import condense
-
-    yield from condense.bench()
-
-
-def facility_location_bench() -> Iterator[Row]:
-    from bench import facility_location
-
-    yield from facility_location.bench()
-
-
-def mmac_bench() -> Iterator[Row]:
-    from bench import mmac
-
-    yield from mmac.bench()
-
-
-def peers_bench() -> Iterator[Row]:
-    from bench import peers
-
-    yield from peers.bench()
-
-
-def stacked_bench() -> Iterator[Row]:
-    from bench import stacked
-
-    yield from stacked.bench()
-
-
-def triggers_bench() -> Iterator[Row]:
-    from bench import triggers
-
-    yield from triggers.bench()
-
-
-# Op -> its measurements on a CPU. A bench imports what it measures against, so each is imported when it runs.
+# What is measured on a CPU, by the name of its module
 CPU: dict[str, Callable[[], Iterator[Row]]] = {
-    "calibrated_mean": calibrated_mean_bench,
-    "certificates": certificates_bench,
-    "clipped_relu": clipped_relu_bench,
-    "epic": epic_bench,
-    "condense": condense_bench,
-    "facility_location": facility_location_bench,
-    "ieu": ieu_bench,
-    "imagenet64": imagenet64_bench,
-    "mmac": mmac_bench,
-    "peers": peers_bench,
-    "stacked": stacked_bench,
-    "triggers": triggers_bench,
-    "weighted_sum_hash": hash_bench,
+    name: partial(measured, name)
+    for name in (
+        "calibrated_mean",
+        "certificates",
+        "clipped_relu",
+        "condense",
+        "epic",
+        "facility_location",
+        "ieu",
+        "imagenet64",
+        "mmac",
+        "peers",
+        "stacked",
+        "triggers",
+        "weighted_sum_hash",
+    )
 }
 
 # The parts that need a GPU; bench/gpu.py has them.
 GPU = ("ops", "dpa", "epic", "ieu", "rdm-dc", "mmac")
 
-# These fill a disk or need real images, and run only when named.
-LARGE = {"epic", "imagenet64"}
+# These fill a disk, need real images or compile others' code, and run only when named.
+LARGE = {"epic", "imagenet64", "peers"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -148,10 +80,6 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(1)
         for name in arguments.names or [name for name in CPU if name not in LARGE]:
             keep(CPU[name]())
-            if name == "peers":
-                from bench import peers
-
-                print(peers.publish(rows.ROOT / "runs" / "bench", (row for _, row in rows.read())))
     return 0
 
 

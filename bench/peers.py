@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from bench.gpu import batched, calibrated
 from bench.gradients import gradients
 from bench.measure import cpu_seconds, interleave, peak_memory, row, speedup
-from bench.rows import Row
+from bench.rows import ROOT, Row
 from bench.torch_hash import torch_int64
 from poisonkit import key, ops, report
 from poisonkit.data import load
@@ -60,15 +60,20 @@ class Contest:
 
 
 def bench(small: bool = False) -> Iterator[Row]:
-    """Every row of this bench, one thread; ``small``: at a size for tests, with nothing compiled."""
+    """Every row of this bench, one thread, and their page; ``small``: of a size for tests, not compiled, no page."""
+    found: list[Row] = []
     threads = importlib.import_module("threadpoolctl").threadpool_limits(1)
     with threads, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers'
         for make in (hashing, clipping, calibrating, medoids, signatures, clusters, private, partitions):
             try:
-                yield from measured(make(small), 1 if small else ROUNDS)
+                for each in measured(make(small), 1 if small else ROUNDS):
+                    found.append(each)
+                    yield each
             except ModuleNotFoundError as error:
                 print(f"{make.__name__}: {error.name} is not installed", file=sys.stderr)
+    if found and not small:
+        print(publish(ROOT / "runs" / "bench", found))
 
 
 def measured(contest: Contest, rounds: int) -> Iterator[Row]:
