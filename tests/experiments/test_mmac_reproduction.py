@@ -57,7 +57,6 @@ def test_balanced_classes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_priors_and_their_figures(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = SCALES["smoke"]
-    monkeypatch.setattr(reproduce, "GCL", lambda: reproduce.Mixup(alpha=0.5))
     [found] = reproduce.table2(lab, setting)
     assert list(found.numbers) == [paper.CE, paper.MIXUP, paper.GCL, paper.MMOM, paper.MMOM_GCL]
     assert all(list(row) == list(paper.PRIORS.values()) for row in found.numbers.values())

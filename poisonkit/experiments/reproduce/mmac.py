@@ -74,7 +74,6 @@ SCALES = {
             schedule=OneCycle(0.02, 0.2, 0.0001),
             augment=Augment(crop=2, flip=False),
         ),
-        limit=300,
         clean=3,
         iterations=3,
         attacks=("chessboard", "BadNet"),
