@@ -20,7 +20,7 @@ test: $(VENV)/.extras
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: $(VENV)/.extras
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=15
 
 lint: $(VENV)/.extras
 	$(BIN)/ruff check .
