@@ -26,7 +26,7 @@ from poisonkit.data.files import NOT_JSON, sha256
 from poisonkit.engine.locks import hold
 from poisonkit.engine.progress import Progress
 from poisonkit.errors import RunError, fail, require
-from poisonkit.train.checkpoints import read, save_tensors, write_atomic
+from poisonkit.train.checkpoints import read, save_tensors, sweep, write_atomic
 
 FORMAT = "poisonkit run, version 1"
 LOCKS = ".locks"
@@ -100,8 +100,10 @@ class Run:
         return self.load(name)
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write the artefact ``name``, and then its record."""
+        """Write the artefact ``name``, and then its record; what a killed writer of it left is cleared."""
         path = self.path(f"{name}.safetensors")
+        for each in (path, path.with_suffix(".json")):
+            sweep(each)
         save_tensors(path, tensors)
         write_atomic(path.with_suffix(".json"), _json({"sha256": sha256(path)}))
         self._whole.add(name)

