@@ -20,7 +20,7 @@ from poisonkit.experiments.runs import lines, read
 from poisonkit.random import key
 from poisonkit.train import Recipe
 from poisonkit.train.checkpoints import write_atomic
-from poisonkit.types import ImageDataset
+from poisonkit.types import Attack, Budget, ImageDataset
 
 
 def add(commands: Commands) -> None:
@@ -28,7 +28,8 @@ def add(commands: Commands) -> None:
         "backdoors",
         help="every backdoor against an undefended network, at its paper's rate",
         description="A run for each attack and seed below --out, and the table of all that are finished there: started "
-        "again, only what is missing is trained. Options of the recipe follow: --recipe.epochs 12",
+        "again, only what is missing is trained. Options of the recipe follow, and those of an attack that is named "
+        "alone: --recipe.epochs 12 --attack.alpha 0.4",
     )
     opt.add_data(backdoors)
     backdoors.add_argument("--attack", choices=list(BUDGETS), nargs="+", default=list(BUDGETS), help="(default: all)")
@@ -38,31 +39,50 @@ def add(commands: Commands) -> None:
 
 
 def _backdoors(arguments: argparse.Namespace, options: list[str]) -> None:
-    recipe: Recipe = opt.apply({"recipe": RECIPES.get(arguments.data, Recipe())}, options)["recipe"]
+    attacks = {name: ATTACKS[name]() for name in arguments.attack}
+    alone = {"attack": attacks[arguments.attack[0]]} if len(arguments.attack) == 1 else {}
+    parts = opt.apply({"recipe": RECIPES.get(arguments.data, Recipe()), **alone}, options)
+    recipe: Recipe = parts["recipe"]
+    if alone:
+        attacks[arguments.attack[0]] = parts["attack"]
     for seed in arguments.seed:
         key(seed)  # refuses a seed out of range
-    plans = [(seed, name, _plan(arguments, recipe, seed, name)) for seed in arguments.seed for name in arguments.attack]
+    plans = [
+        (name, attack, _plan(arguments, recipe, seed, name, attack))
+        for seed in arguments.seed
+        for name, attack in attacks.items()
+    ]
     if arguments.dry_run:
-        print(json.dumps([plan for _, _, plan in plans], indent=2))
+        print(json.dumps([plan for *_, plan in plans], indent=2))
         return
     device = opt.device_of(arguments)
     train, test = opt.loaded(arguments.data, arguments.root, arguments.limit)
     test, folder, progress = test.to(device), Path(arguments.out), Progress()
     require(not folder.exists() or folder.is_dir(), "--out", "a folder", folder)
-    for seed, name, plan in plans:
-        _one(folder / f"{name}-{seed}", plan, name, train, test, recipe, arguments.overwrite, progress)
+    for name, attack, plan in plans:
+        _one(
+            folder / f"{name}-{plan['seed']}",
+            plan,
+            attack,
+            BUDGETS[name],
+            train,
+            test,
+            recipe,
+            arguments.overwrite,
+            progress,
+        )
         # as it stands, since the next may take long
         headers, cells = _write(folder, arguments.data)
     print(f"{report.text_table(headers, cells)}\n\n{folder / 'backdoors.html'}")
 
 
-def _plan(arguments: argparse.Namespace, recipe: Recipe, seed: int, name: str) -> dict[str, Any]:
+def _plan(arguments: argparse.Namespace, recipe: Recipe, seed: int, name: str, attack: Attack) -> dict[str, Any]:
     """What a run is a function of, as `poisonkit run` says it."""
     budget = BUDGETS[name]
     return {
         "data": arguments.data,
         "limit": arguments.limit,
-        "attack": config.to_dict(ATTACKS[name]()),
+        "attack": config.to_dict(attack),
         "rate": budget.rate,
         "defense": None,
         "recipe": config.to_dict(recipe),
@@ -74,7 +94,8 @@ def _plan(arguments: argparse.Namespace, recipe: Recipe, seed: int, name: str) -
 def _one(
     directory: Path,
     plan: dict[str, Any],
-    name: str,
+    attack: Attack,
+    budget: Budget,
     train: ImageDataset,
     test: ImageDataset,
     recipe: Recipe,
@@ -89,8 +110,7 @@ def _one(
         if (directory / "results.json").exists():
             return
         progress.line(f"{directory}")
-        attack = opt.ready(ATTACKS[name]())
-        poison = prepare(train, test, attack=attack, budget=BUDGETS[name], defense=None, key=root)
+        poison = prepare(train, test, attack=opt.ready(attack), budget=budget, defense=None, key=root)
         if poison:
             trial(lab, poison)
 

@@ -238,7 +238,7 @@ def _certified(
         print(f"{run.directory}: --only {arrays.named(chosen)} is trained; {left}")
         return
     progress.line(f"{len(work.units)} units trained")
-    with run.lock("report", tell=lambda holder: progress.line(f"the report is with {holder}; waiting for it")):
+    with run.lock("report", tell=progress.waits("the report")):
         comparison = compare(run, train, test, work, poison=poison, defense=defense, name=name)
         _show(run, plan, name, train, test, comparison, arguments)
 

@@ -1,7 +1,7 @@
 """What the families of defenses take and give. All are frozen dataclasses of plain values, with one ``__call__``.
 
 A certified defense is the exception in shape: :class:`poisonkit.defenses.certified.Aggregation`. One that not every
-network can have may say so beforehand, by a method ``check_model(model)`` that raises ArgumentError.
+network can have may say so beforehand, by a method ``check_model(model, data)`` that raises ArgumentError.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def _crafted(attack: CraftedAttack | CraftedPoison, path: Path, progress: Progre
 def _once(path: Path, make: Callable[[], State], progress: Progress) -> State:
     """The tensors of ``path``, made if there are none, by one process."""
     lock = path.parent / ".locks" / f"{path.stem}.lock"
-    with hold(lock, tell=lambda holder: progress.line(f"{path.stem} is with {holder}; waiting for it")):
+    with hold(lock, tell=progress.waits(path.stem)):
         if not path.exists():
             save_tensors(path, make())
             progress.line(f"kept as {path}")

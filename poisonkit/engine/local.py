@@ -19,5 +19,5 @@ class Local:
         holders = [work.train(run, unit, progress.status, wait=False) for unit in units]
         for unit, holder in zip(units, holders, strict=True):
             if holder:
-                progress.line(f"{unit.name} is with {holder}; waiting for it")
+                progress.waits(unit.name)(holder)
                 work.train(run, unit, progress.status)

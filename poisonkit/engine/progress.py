@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from time import monotonic
 from typing import TextIO
 
@@ -28,3 +29,7 @@ class Progress:
         self.stream.write(f"\r\033[K{text}\n" if self.terminal else f"{text}\n")
         self.stream.flush()
         self.last = monotonic()
+
+    def waits(self, what: str) -> Callable[[str], None]:
+        """Says of a holder, as ``poisonkit.engine.locks.hold`` tells it, that ``what`` is waited for."""
+        return lambda holder: self.line(f"{what} is with {holder}; waiting for it")

@@ -94,7 +94,7 @@ class Run:
     def tensors(self, name: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The artefact ``name``: loaded if it is there and whole, else computed and saved, by one process of all."""
         if not self.done(name):
-            with self.lock(name, tell=lambda holder: Progress().line(f"{name} is with {holder}; waiting for it")):
+            with self.lock(name, tell=Progress().waits(name)):
                 if not self.done(name):
                     self.save(name, compute())
         return self.load(name)

@@ -56,7 +56,7 @@ def set_aside(test: ImageDataset, per_class: int, key: Key) -> tuple[ImageDatase
 def check(defense: object, recipe: Recipe, data: ImageDataset) -> None:
     """Raise ArgumentError where ``defense`` knows beforehand that it cannot do with the network of ``recipe``."""
     if look := getattr(defense, "check_model", None):
-        look(new_model(recipe, data, Key(0)))
+        look(new_model(recipe, data, Key(0)), data)
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,6 +73,5 @@ class Lab:
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
-        where = f"{name} in {self.run.directory}"
-        with self.run.lock(name, tell=lambda holder: self.progress.line(f"{where} is with {holder}; waiting for it")):
+        with self.run.lock(name, tell=self.progress.waits(f"{name} in {self.run.directory}")):
             yield

@@ -81,3 +81,13 @@ def test_backdoors_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert {name: first[name] for name in row if name != "seconds"} == {
         name: row[name] for name in row if name != "seconds"
     }
+
+
+def test_an_attack_named_alone_has_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["backdoors", *SMALL, "--seed", "0", "--out", str(tmp_path / "out"), "--attack.alpha", "0.4"]
+    assert main([*command, "--attack", "blended_patch"]) == 0
+    out = capsys.readouterr().out
+    assert "blended_patch alpha=0.4" in out
+    assert out.count("not run") == len(BUDGETS) - 1
+    assert main([*command, "--attack", "blended_patch", "sig"]) == 2
+    assert "got --attack.alpha" in capsys.readouterr().err

@@ -209,9 +209,13 @@ def test_what_has_no_parts_is_not_cut(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_what_cannot_be_done_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for defense in (["attn_block"], ["dp_sgd", "--defense.mode", "per_sample"]):
+    for defense, rule in (
+        (["attn_block"], "model must be"),
+        (["dp_sgd", "--defense.mode", "per_sample"], "model must be"),
+        (["ieu"], "patch must be a divisor"),
+    ):
         assert main(["run", *SMALL, "--clean", "3", "--defense", *defense, "--out", str(tmp_path / "run")]) == 2
-        assert "model must be" in capsys.readouterr().err
+        assert rule in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
 
 

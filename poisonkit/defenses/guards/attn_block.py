@@ -49,7 +49,7 @@ class AttnBlock:
         require(0 <= self.discard < 1, "discard", "a share in [0, 1)", self.discard)
         require(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
 
-    def check_model(self, model: nn.Module) -> None:
+    def check_model(self, model: nn.Module, data: ImageDataset | None = None) -> None:
         """Raise ArgumentError for a network without attention that can be looked at."""
         with attentions(model):
             pass

@@ -53,7 +53,7 @@ class DPSGD:
         rule, remedy = "installed for per_sample opacus", "pip install 'poisonkit[opacus]'"
         require(there, "opacus", rule, "no module", remedy, MissingError)
 
-    def check_model(self, model: nn.Module) -> None:
+    def check_model(self, model: nn.Module, data: ImageDataset) -> None:
         """Raise ArgumentError where each row is to have a gradient, and a batch norm ties it to the others.
 
         And where Opacus is to give it, and has no rule for a layer.
@@ -79,7 +79,7 @@ class DPSGD:
         """Raises ArgumentError for a network with batch norms per sample: its rows have no gradient of their own."""
         shaped: Procedure = Shaped(self.clip, self.noise)
         if self.mode == "per_sample":
-            self.check_model(model or new_model(recipe, data, key))
+            self.check_model(model or new_model(recipe, data, key), data)
             shaped = ShapedPerSample(self.clip, self.noise, self.per_sample)
         return (journal or Journal()).fit(data, recipe, key=key, model=model, procedure=shaped)
 

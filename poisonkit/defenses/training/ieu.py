@@ -78,6 +78,10 @@ class IEU:
         require(self.noise >= 0, "noise", "0 or more", self.noise)
         require(self.clip is None or self.clip > 0, "clip", "above 0, or None", self.clip)
 
+    def check_model(self, model: nn.Module, data: ImageDataset) -> None:
+        """Raise ArgumentError where the poisoned module, if it is a network of its own, does not fit the images."""
+        poisoned_module(self.poisoned, self.depth, data, Recipe(), Key(0), model)
+
     def __call__(
         self,
         data: ImageDataset,
