@@ -8,6 +8,7 @@ budget (:class:`CraftedAttack`), or the poison itself (:class:`CraftedPoison`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -30,6 +31,8 @@ Fit = Callable[..., nn.Module]  # as poisonkit.train.fit, which a caller may rep
 SURROGATE = Recipe(
     model=ResNet(8, 16, stem="small"), epochs=10, batch_size=64, schedule=OneCycle(0.02, 0.2), augment=Augment()
 )
+# What one pattern for all images is made with: a network that saw every image in its place is moved by one more easily
+PLAIN_SURROGATE = replace(SURROGATE, epochs=6, augment=None)
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from poisonkit.attacks.crafting import SURROGATE, Fit, State, log_probability, others, surrogate
+from poisonkit.attacks.crafting import PLAIN_SURROGATE, Fit, State, log_probability, others, surrogate
 from poisonkit.attacks.poisoning import Rows, stamp
 from poisonkit.errors import require
 from poisonkit.perturb import Score, ascend, frozen
@@ -43,7 +43,7 @@ class L0Invisible:
     pixels: int | None = None
     steps: int = 100
     batch_size: int = 64
-    surrogate: Recipe = SURROGATE
+    surrogate: Recipe = PLAIN_SURROGATE
 
     def craft(self, data: ImageDataset, *, key: Key, fit: Fit = fit) -> State:
         """The colours, uint8 [C, H, W], and where they show, bool [1, H, W].

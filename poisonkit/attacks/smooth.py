@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from poisonkit.attacks.crafting import SURROGATE, Fit, State, log_probability, universal
+from poisonkit.attacks.crafting import PLAIN_SURROGATE, Fit, State, log_probability, universal
 from poisonkit.attacks.poisoning import Rows, stamp
 from poisonkit.perturb import Score
 from poisonkit.random import Key
@@ -42,7 +42,7 @@ class Smooth:
     blur: float = 0.1875
     steps: int = 200
     batch_size: int = 64
-    surrogate: Recipe = SURROGATE
+    surrogate: Recipe = PLAIN_SURROGATE
 
     def craft(self, data: ImageDataset, *, key: Key, fit: Fit = fit) -> State:
         """The pattern, int16 [C, H, W]."""

@@ -1,8 +1,8 @@
 """Trojan triggers: a pattern that excites a few neurons of a clean network, added to random rows of other labels.
 
 Liu, Ma, Aafer, Lee, Zhai, Wang and Zhang, "Trojaning Attack on Neural Networks", NDSS 2018,
-doi:10.14722/ndss.2018.23291, section IV. The neurons are those of the last layer before the classifier whose weights
-for the target stand out most. The paper retrains the network; here the trigger only poisons data.
+doi:10.14722/ndss.2018.23291, section IV. The neurons are those of the last layer before the classifier, each
+by how far its weight for the target stands out. The paper retrains the network; here the trigger only poisons data.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from poisonkit import font
-from poisonkit.attacks.crafting import SURROGATE, Fit, State, universal
+from poisonkit.attacks.crafting import PLAIN_SURROGATE, Fit, State, universal
 from poisonkit.attacks.poisoning import Rows, stamp
 from poisonkit.errors import require
 from poisonkit.models import ResidualNetwork
@@ -33,7 +33,7 @@ class TrojanSquare:
 
     target     the class the attacker wants
     rows       which rows may be picked: any, those of other classes, or those of the target
-    neurons    how many are excited, at most; one alone moves a small network too little
+    neurons    how many are excited, at most; None for all, since a few move a small network too little
     steps      of gradient ascent, each on ``batch_size`` images
     surrogate  how the attacker's own network is trained
     """
@@ -42,10 +42,10 @@ class TrojanSquare:
 
     target: int = 0
     rows: Rows = "any"
-    neurons: int = 16
+    neurons: int | None = None
     steps: int = 200
     batch_size: int = 64
-    surrogate: Recipe = SURROGATE
+    surrogate: Recipe = PLAIN_SURROGATE
 
     def craft(self, data: ImageDataset, *, key: Key, fit: Fit = fit) -> State:
         """The pattern, int16 [C, H, W]."""
@@ -71,7 +71,7 @@ class TrojanWatermark:
     target     the class the attacker wants
     rows       which rows may be picked: any, those of other classes, or those of the target
     text       lines, parted by spaces, of five letters at most, four at most
-    neurons    how many are excited, at most; one alone moves a small network too little
+    neurons    how many are excited, at most; None for all, since a few move a small network too little
     steps      of gradient ascent, each on ``batch_size`` images
     surrogate  how the attacker's own network is trained
     """
@@ -81,10 +81,10 @@ class TrojanWatermark:
     target: int = 0
     rows: Rows = "any"
     text: str = "TRUST NOISE WATER MARKS"
-    neurons: int = 16
+    neurons: int | None = None
     steps: int = 200
     batch_size: int = 64
-    surrogate: Recipe = SURROGATE
+    surrogate: Recipe = PLAIN_SURROGATE
 
     def craft(self, data: ImageDataset, *, key: Key, fit: Fit = fit) -> State:
         """The pattern, int16 [C, H, W]."""
@@ -123,12 +123,13 @@ def letters(text: str, height: int, width: int) -> Tensor:
     return page[torch.arange(height) * 32 // height][:, torch.arange(width) * 32 // width]
 
 
-def _activation(model: nn.Module, target: int, neurons: int) -> Score:
+def _activation(model: nn.Module, target: int, neurons: int | None) -> Score:
     """The activations of so many neurons, each times how far its weight for the target is above the mean of all."""
     assert isinstance(model, ResidualNetwork)
     weight = model.fc.weight.detach()
-    require(neurons >= 1, "neurons", "1 or more", neurons)
-    outstanding, chosen = (weight[target] - weight.mean(0)).topk(min(neurons, weight.shape[1]))
+    require(neurons is None or neurons >= 1, "neurons", "1 or more, or None for all", neurons)
+    above = weight[target] - weight.mean(0)
+    outstanding, chosen = above.topk(min(neurons or len(above), len(above)))
     return lambda images: model.features(images)[:, chosen] @ outstanding
 
 

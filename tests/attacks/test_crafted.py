@@ -83,6 +83,8 @@ def test_the_neurons_that_stand_out() -> None:
     torch.testing.assert_close(TrojanSquare(target=1, neurons=1).score(network)(images), 3 * found[:, 1])
     both = TrojanSquare(target=1, neurons=2).score(network)(images)
     torch.testing.assert_close(both, 3 * found[:, 1] + 2 * found[:, 0])
+    every = TrojanSquare(target=2).score(network)(images)  # 0 - 1, 3 - 3, 0 - 0.5
+    torch.testing.assert_close(every, -found[:, 0] - 0.5 * found[:, 2])
 
 
 def test_gaussian_by_hand() -> None:
