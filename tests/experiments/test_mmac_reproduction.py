@@ -15,6 +15,7 @@ from poisonkit.experiments.reproduce import mmac as reproduce
 from poisonkit.experiments.reproduce import mmac_paper as paper
 from poisonkit.experiments.reproduce.mmac import MMAC_PAPER, SCALES
 from poisonkit.random import key
+from poisonkit.types import Backdoor
 
 
 @pytest.fixture
@@ -106,6 +107,17 @@ def test_table_1(lab: Lab) -> None:
     assert list(parts[paper.ACC]["MMDF"]) == ["BadNet", paper.NO_ATTACK]
     assert list(parts[paper.ASR]["MMDF"]) == ["BadNet"]
     assert all(0 <= value <= 1 for numbers in parts.values() for row in numbers.values() for value in row.values())
+
+
+def test_rows_of_noise_come_on_top(lab: Lab) -> None:
+    setting, tenth = SCALES["smoke"], len(lab.train) // 10
+    for attack, alpha in (("BadNet", 1), ("WaNet", 1), ("blend", 0.4)):
+        poison = reproduce._poison(lab, replace(setting, alpha=alpha), attack, key(0))
+        assert poison
+        assert abs(int((poison.labels == 0).sum()) - tenth * (1.2 if attack == "WaNet" else 1)) <= 0.05 * tenth
+        assert isinstance(poison.goal, Backdoor)
+    assert poison.goal.trigger.alpha == 0.4
+    assert len(poison.rows) == tenth
 
 
 @pytest.mark.parametrize("name", MMAC_PAPER)
