@@ -17,13 +17,23 @@ from poisonkit.errors import require
 from poisonkit.experiments import RECIPES
 from poisonkit.experiments.backdoors import BUDGETS
 from poisonkit.experiments.lab import Lab
-from poisonkit.experiments.matrix import ACCURACY, SMALL, SUCCESS, Cell, column, grid, leaderboard, reasons
+from poisonkit.experiments.matrix import (
+    ACCURACY,
+    NONE,
+    SMALL,
+    SUCCESS,
+    Cell,
+    column,
+    finished,
+    grid,
+    keep,
+    leaderboard,
+    reasons,
+)
 from poisonkit.random import key
 from poisonkit.train import Recipe
 from poisonkit.train.checkpoints import write_atomic
 from poisonkit.types import Budget
-
-NONE = "none"
 
 
 def add(commands: Commands) -> None:
@@ -31,7 +41,8 @@ def add(commands: Commands) -> None:
         "matrix",
         help="all attacks against all defenses, and who leads",
         description="A run for each attack below --out, in which every defense starts from the same network; started "
-        "again, only what is missing is done. Options of the recipe follow: --recipe.epochs 12",
+        "again, only what is missing is done, and the page has all that is there. Options of the recipe follow: "
+        "--recipe.epochs 12",
     )
     opt.add_data(matrix)
     every = [*ATTACKS, NONE]
@@ -53,7 +64,6 @@ def _matrix(arguments: argparse.Namespace, options: list[str]) -> None:
     device, folder, progress = opt.device_of(arguments), Path(arguments.out), Progress()
     train, test = opt.loaded(arguments.data, arguments.root, arguments.limit)
     require(not folder.exists() or folder.is_dir(), "--out", "a folder", folder)
-    cells: list[Cell] = []
     for name, plan in plans.items():
         manifest = {"plan": plan, "data": opt.described(train, test), "environment": environment(device)}
         run = Run(folder / name, manifest, overwrite=arguments.overwrite)
@@ -61,8 +71,9 @@ def _matrix(arguments: argparse.Namespace, options: list[str]) -> None:
         attack = opt.ready(ATTACKS[name]()) if name != NONE else None
         defenses = {each: SMALL.get(each) or DEFENSES[each]() for each in arguments.defense}
         with lab.alone():
-            cells += column(lab, name, attack, _budget(name), defenses, arguments.clean)
-        # as it stands, since the next may take long
+            keep(run, column(lab, name, attack, _budget(name), defenses, arguments.clean))
+        # as it stands, since the next may take long, and other processes may have made some of it
+        cells = finished(folder, manifest)
         _write(folder, arguments, cells)
     print(report.text_table(*leaderboard(cells)))
     print(f"\n{folder / 'matrix.html'}")

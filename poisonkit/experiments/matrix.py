@@ -5,22 +5,28 @@ Where a pair has no meaning, the error that says so is its cell.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from poisonkit import report
-from poisonkit.defenses import FAMILIES
+from poisonkit.attacks import ATTACKS
+from poisonkit.data.files import written_by
+from poisonkit.defenses import DEFENSES, FAMILIES
 from poisonkit.defenses.certified import Aggregation
-from poisonkit.errors import PoisonkitError
+from poisonkit.engine.run import Run, read_manifest
+from poisonkit.errors import PoisonkitError, RunError
 from poisonkit.experiments.comparison import arrange, baseline, compare, poisoned, prepare, stacking, undefended
 from poisonkit.experiments.families import WITH_CLEAN, defend, family, set_aside
 from poisonkit.experiments.lab import Lab
 from poisonkit.experiments.measures import Row
 from poisonkit.types import Attack, Budget, ImageDataset, Poison
 
-UNDEFENDED = "undefended"
+UNDEFENDED, NONE = "undefended", "none"
+CELLS = "cells.json"
 # Smoke scale: what would take hours on a processor at its defaults
 SMALL: Mapping[str, Any] = MappingProxyType(
     {name: kind(images=10, iterations=100, batch_size=64) for name, kind in FAMILIES["condense"].items()}
@@ -41,7 +47,46 @@ class Cell:
     reason: str = ""
 
     def json(self) -> dict[str, Any]:
-        return {**asdict(self), "row": self.row and asdict(self.row)}
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Cell:
+        """The cell that :meth:`json` wrote."""
+        row = values["row"]
+        if row:
+            counted = {
+                part: {int(n): each for n, each in (row[part] or {}).items()} for part in ("guesses", "certified")
+            }
+            row = Row(**{**row, **counted, "certified": counted["certified"] or None})
+        return cls(**{**values, "row": row})
+
+
+def keep(run: Run, cells: Sequence[Cell]) -> None:
+    """Leave ``cells`` in the run of their attack, with those of other defenses that are there."""
+    found = {cell.defense: cell for cell in [*kept(run.directory), *cells]}
+    order = [name for name in (UNDEFENDED, *DEFENSES) if name in found]
+    run.write(CELLS, json.dumps([found[name].json() for name in order], indent=2) + "\n")
+
+
+def kept(directory: Path) -> list[Cell]:
+    """What :func:`keep` left."""
+    path = directory / CELLS
+    if not path.exists():
+        return []
+    with written_by("poisonkit", path, "remove it, and run it anew", RunError):
+        return [Cell.of(values) for values in json.loads(path.read_text())]
+
+
+def finished(folder: Path, manifest: Mapping[str, Any]) -> list[Cell]:
+    """The cells of all runs below ``folder`` that differ from the one of ``manifest`` in the attack alone."""
+
+    def shared(of: Mapping[str, Any]) -> Any:
+        plan = {name: value for name, value in of["plan"].items() if name not in ("attack", "budget")}
+        return json.loads(json.dumps([plan, of["data"]]))
+
+    places = [folder / name for name in (*ATTACKS, NONE) if (folder / name / CELLS).exists()]
+    same = [place for place in places if shared(read_manifest(place)) == shared(manifest)]
+    return [cell for place in same for cell in kept(place)]
 
 
 def column(
@@ -103,7 +148,9 @@ def grid(cells: Sequence[Cell], pick: Pick) -> tuple[list[str], list[list[object
     found = {(cell.attack, cell.defense): cell.row for cell in cells}
 
     def shown(attack: str, defense: str) -> str:
-        row = found.get((attack, defense))
+        if (attack, defense) not in found:
+            return "not run"
+        row = found[attack, defense]
         value = None if row is None else pick(row)
         return ("n/a" if row is None else "–") if value is None else report.percent(value)
 

@@ -83,3 +83,18 @@ def test_a_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert main(command) == 0  # nothing is trained again
     assert capsys.readouterr().out == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == networks
+    # what another call adds stands beside what is there, and a pair that nobody asked for says so
+    assert main([*command[:5], "--attack", "none", "--defense", "lowest_confidence", *command[12:]]) == 0
+    order = ["lowest_confidence", "random_subset", "refuse"]  # as the listing has them
+    both = [(c["attack"], c["defense"]) for c in json.loads((tmp_path / "matrix.json").read_text())]
+    assert both == [*[cell[:2] for cell in cells[:-2]], *(("none", name) for name in order)]
+    [line] = [line for line in (tmp_path / "clean_accuracy.csv").read_text().splitlines() if "lowest" in line]
+    assert line.split(",")[1] == "not run"
+    # with another recipe it is another matrix
+    other = [*command, "--recipe.epochs", "2", "--attack", "badnets_white", "--defense", "refuse", "--overwrite"]
+    assert main(other) == 0
+    attacks = {cell["attack"] for cell in json.loads((tmp_path / "matrix.json").read_text())}
+    assert attacks == {"badnets_white"}
+    (tmp_path / "badnets_white" / "cells.json").write_text('[{"attack": 3}]')
+    assert main(other[:-1]) == 2
+    assert "cells.json must be written by poisonkit" in capsys.readouterr().err
