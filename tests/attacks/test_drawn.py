@@ -28,7 +28,7 @@ from poisonkit.types import Backdoor, Budget, ImageDataset
 RECIPE = replace(SURROGATE, model=ResNet(8, 8, stem="small"), epochs=8, batch_size=32, augment=None)
 PATCHES = InputAware(surrogate=RECIPE, width=6, share=0.2, mask_epochs=4, target=3)
 QUICK = replace(PATCHES, surrogate=replace(RECIPE, epochs=1), mask_epochs=1)
-SECRET = Issba(bits=8, epochs=6, width=8, target=3)
+SECRET = Issba(bits=8, epochs=6, change=200.0, target=3)
 
 
 @pytest.fixture(scope="module")
