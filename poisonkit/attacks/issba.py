@@ -32,7 +32,8 @@ class Issba:
     target      the class the attacker wants
     rows        which rows may be picked: any, those of other classes, or those of the target
     bits        of the secret (20 in the paper)
-    epochs      in which encoder and decoder are trained (20 in the paper); a thousand steps are enough to read all bits
+    steps       in which encoder and decoder are trained, in whole epochs and so more where an epoch has more (20
+                epochs of 50,000 images in the paper)
     legible     share of a batch's bits to be read for what is changed to count in its step: first they must be read
     change      weight of the mean square of what is changed, on the scale of [0, 1], where the bits' entropy has 1.5:
                 0.1 changes photographs by a dozen steps, as in the paper; 5 by two
@@ -46,7 +47,7 @@ class Issba:
     target: int = 0
     rows: Rows = "any"
     bits: int = 20
-    epochs: int = 1
+    steps: int = 600
     legible: float = 0.95
     change: float = 0.1
     width: int = 8
@@ -55,18 +56,22 @@ class Issba:
 
     def __post_init__(self) -> None:
         require(self.bits >= 1, "bits", "1 or more", self.bits)
+        require(self.steps >= 1, "steps", "1 or more", self.steps)
 
     def craft(self, data: ImageDataset, *, key: Key, journal: Journal | None = None) -> State:
         """The weights of ``encoder`` and ``decoder`` by name, and the ``secret``."""
+        require(len(data) > 0, "data", "1 or more rows to train on", 0)
         with key.child("networks").ambient():
             encoder, decoder = self._networks(data.shape)
         networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder}).to(data.device)
         adam = torch.optim.Adam(networks.parameters())
-        epochs = (journal or Journal()).epochs(self.epochs, networks, adam, attack=self, data=data, key=key)
+        each = -(-len(data) // self.batch_size)
+        count = -(-self.steps // each)
+        epochs = (journal or Journal()).epochs(count, networks, adam, attack=self, data=data, key=key)
         with deterministic(data.device):
             for epoch in epochs:
-                for step, rows in enumerate(steps := batches(len(data), self.batch_size, key, epoch, data.device)):
-                    done = (epoch + step / len(steps)) / self.epochs
+                for step, rows in enumerate(batches(len(data), self.batch_size, key, epoch, data.device)):
+                    done = (epoch + step / each) / count
                     adam.param_groups[0]["lr"] = self.rate * min(1.0, 2 * (1 - done))
                     images, places = data.images[rows].float(), torch.arange(len(rows))
                     secrets = key.child("secrets", epoch, step).below((2,) * self.bits, places).float().to(data.device)

@@ -28,7 +28,7 @@ from poisonkit.types import Backdoor, Budget, ImageDataset
 RECIPE = replace(SURROGATE, model=ResNet(8, 8, stem="small"), epochs=8, batch_size=32, augment=None)
 PATCHES = InputAware(surrogate=RECIPE, width=6, share=0.2, mask_epochs=4, target=3)
 QUICK = replace(PATCHES, surrogate=replace(RECIPE, epochs=1), mask_epochs=1)
-SECRET = Issba(bits=8, epochs=6, change=200.0, target=3)
+SECRET = Issba(bits=8, steps=270, change=200.0, target=3)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_issba_poison(digits: tuple[ImageDataset, ImageDataset], secret: Mapping
         Issba(bits=0)
 
 
-@pytest.mark.parametrize("attack", [QUICK, replace(SECRET, epochs=1)], ids=lambda attack: type(attack).__name__)
+@pytest.mark.parametrize("attack", [QUICK, replace(SECRET, steps=1)], ids=lambda attack: type(attack).__name__)
 def test_the_same_key_makes_the_same_trigger(attack: CraftedAttack, digits: tuple[ImageDataset, ImageDataset]) -> None:
     few = digits[0].take(torch.arange(40))
     one, same, other = (attack.craft(few, key=key(seed)) for seed in (0, 0, 1))
@@ -122,7 +122,7 @@ def test_the_same_key_makes_the_same_trigger(attack: CraftedAttack, digits: tupl
 @pytest.mark.parametrize("kept", [1, 2, 3])
 @pytest.mark.parametrize(
     "attack",
-    [replace(PATCHES, width=2, surrogate=replace(RECIPE, epochs=2), mask_epochs=2), replace(SECRET, epochs=4, width=2)],
+    [replace(PATCHES, width=2, surrogate=replace(RECIPE, epochs=2), mask_epochs=2), replace(SECRET, steps=8, width=2)],
     ids=lambda attack: type(attack).__name__,
 )
 def test_a_killed_craft_goes_on_with_the_epoch_it_was_in(
@@ -161,7 +161,7 @@ def test_a_unet_keeps_the_size(shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "shown"),
     [
-        ("issba", ["--attack.epochs", "1", "--attack.width", "2"], "bits of the secret read"),
+        ("issba", ["--attack.steps", "1", "--attack.width", "2"], "bits of the secret read"),
         (
             "input_aware",
             ["--attack.width", "2", "--attack.surrogate.epochs", "1", "--attack.surrogate.model.width", "2"],
