@@ -139,15 +139,8 @@ class IEU:
         """Stage 2: learn and unlearn by the gate that follows from what stage 1 has ``seen``."""
         journal, gate = journal or Journal(), self.decide(seen)
         journal.notes.update(confidence=seen["confidence"], flagged=gate.flagged)
+        here = gate.to(data.device)
         procedure = Interleaved(
-            recipe,
-            data,
-            gate.to(data.device),
-            self.rate,
-            keep=self.keep,
-            views=self.views,
-            clip=self.clip,
-            decay=self.decay,
-            key=key,
+            recipe, data, here, self.rate, keep=self.keep, views=self.views, clip=self.clip, decay=self.decay, key=key
         )
         return fine_tune(data, procedure, model=model, journal=journal.stage("robust module"))
