@@ -167,7 +167,7 @@ def test_trojans_excite_their_neurons_on_photographs(data_root: Path, target: in
     model = surrogate(recipe, train, key(0))
     images = test.images[test.labels != target]
     for kind in (TrojanSquare, TrojanWatermark):
-        attack = kind(surrogate=recipe, target=target, steps=100, batch_size=32)
+        attack = kind(surrogate=recipe, target=target, neurons=16, steps=100, batch_size=32)
         trigger, score = craft(attack, train, model), attack.score(model)
         random = sum(rise(score, images, twin(trigger, key(i))) for i in range(5)) / 5
         assert rise(score, images, trigger) > max(0, 3 * random)
