@@ -36,7 +36,7 @@ class Issba:
                 epochs of 50,000 images in the paper)
     legible     share of a batch's bits to be read for what is changed to count in its step: first they must be read
     change      weight of the mean square of what is changed, on the scale of [0, 1], where the bits' entropy has 1.5:
-                0.1 changes photographs by a dozen steps, as in the paper; 5 by two
+                0.1 changes photographs by a dozen steps; 5 by two
     width       features of encoder and decoder at full scale
     batch_size  images of a step
     rate        of Adam

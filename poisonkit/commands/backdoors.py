@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from poisonkit import config, report
+from poisonkit import report
 from poisonkit.attacks import ATTACKS
 from poisonkit.commands import options as opt
 from poisonkit.commands.parsing import Commands
+from poisonkit.commands.run import Plan
 from poisonkit.engine import Local, Progress, Run, environment
 from poisonkit.errors import require
 from poisonkit.experiments import RECIPES, prepare
@@ -39,78 +39,50 @@ def add(commands: Commands) -> None:
 
 
 def _backdoors(arguments: argparse.Namespace, options: list[str]) -> None:
-    attacks = {name: ATTACKS[name]() for name in arguments.attack}
-    alone = {"attack": attacks[arguments.attack[0]]} if len(arguments.attack) == 1 else {}
+    attacks: dict[str, Attack] = {name: ATTACKS[name]() for name in arguments.attack}
+    alone = {"attack": next(iter(attacks.values()))} if len(attacks) == 1 else {}
     parts = opt.apply({"recipe": RECIPES.get(arguments.data, Recipe()), **alone}, options)
-    recipe: Recipe = parts["recipe"]
     if alone:
-        attacks[arguments.attack[0]] = parts["attack"]
+        attacks = dict.fromkeys(attacks, parts["attack"])
     for seed in arguments.seed:
         key(seed)  # refuses a seed out of range
     plans = [
-        (name, attack, _plan(arguments, recipe, seed, name, attack))
+        (name, _plan(arguments, parts["recipe"], seed, BUDGETS[name], attack))
         for seed in arguments.seed
         for name, attack in attacks.items()
     ]
     if arguments.dry_run:
-        print(json.dumps([plan for *_, plan in plans], indent=2))
+        print(json.dumps([plan.manifest() for _, plan in plans], indent=2))
         return
     device = opt.device_of(arguments)
     train, test = opt.loaded(arguments.data, arguments.root, arguments.limit)
     test, folder, progress = test.to(device), Path(arguments.out), Progress()
     require(not folder.exists() or folder.is_dir(), "--out", "a folder", folder)
-    for name, attack, plan in plans:
-        _one(
-            folder / f"{name}-{plan['seed']}",
-            plan,
-            attack,
-            BUDGETS[name],
-            train,
-            test,
-            recipe,
-            arguments.overwrite,
-            progress,
-        )
+    for name, plan in plans:
+        _one(folder / f"{name}-{plan.seed}", plan, train, test, arguments.overwrite, progress)
         # as it stands, since the next may take long
         headers, cells = _write(folder, arguments.data)
     print(f"{report.text_table(headers, cells)}\n\n{folder / 'backdoors.html'}")
 
 
-def _plan(arguments: argparse.Namespace, recipe: Recipe, seed: int, name: str, attack: Attack) -> dict[str, Any]:
-    """What a run is a function of, as `poisonkit run` says it."""
-    budget = BUDGETS[name]
-    return {
-        "data": arguments.data,
-        "limit": arguments.limit,
-        "attack": config.to_dict(attack),
-        "rate": budget.rate,
-        "defense": None,
-        "recipe": config.to_dict(recipe),
-        "seed": seed,
-        "per_class": budget.per_class,
-    }
+def _plan(arguments: argparse.Namespace, recipe: Recipe, seed: int, budget: Budget, attack: Attack) -> Plan:
+    data, limit = arguments.data, arguments.limit
+    return Plan(data, limit, attack, budget.rate, None, recipe, seed, budget.per_class)
 
 
 def _one(
-    directory: Path,
-    plan: dict[str, Any],
-    attack: Attack,
-    budget: Budget,
-    train: ImageDataset,
-    test: ImageDataset,
-    recipe: Recipe,
-    overwrite: bool,
-    progress: Progress,
+    directory: Path, plan: Plan, train: ImageDataset, test: ImageDataset, overwrite: bool, progress: Progress
 ) -> None:
     """Train and measure, unless that is done."""
-    manifest = {"plan": plan, "data": opt.described(train, test), "environment": environment(test.device)}
-    run, root = Run(directory, manifest, overwrite=overwrite), key(plan["seed"])
-    lab = Lab(run, train, test, recipe, root, Local(), progress)
+    about = {"plan": plan.manifest(), "data": opt.described(train, test), "environment": environment(test.device)}
+    run, root = Run(directory, about, overwrite=overwrite), key(plan.seed)
+    lab = Lab(run, train, test, plan.recipe, root, Local(), progress)
     with lab.alone():
         if (directory / "results.json").exists():
             return
         progress.line(f"{directory}")
-        poison = prepare(train, test, attack=opt.ready(attack), budget=budget, defense=None, key=root)
+        attack = opt.ready(plan.attack) if plan.attack else None
+        poison = prepare(train, test, attack=attack, budget=plan.budget, defense=None, key=root)
         if poison:
             trial(lab, poison)
 

@@ -92,7 +92,7 @@ SCALES = {
     ),
     "small": Setting(
         "cifar10",
-        # crops would cut the corner off, and so short a fine-tuning does not make up for it (docs/attacks.md)
+        # as the convolutional networks of docs/attacks.md need it to learn so quickly; not compared on this one
         replace(_adamw(_SMALL, 6, 5e-4, 1e-6), augment=None),
         _adamw(_SMALL, 10, 1e-3, 1e-5),
         IEU(poisoned=_poisoned(5, 5e-4), rate=_CONSTANT, views=None),
