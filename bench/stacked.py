@@ -39,7 +39,7 @@ from poisonkit.data import load
 from poisonkit.data.augment import Augment
 from poisonkit.experiments.presets import RECIPES
 from poisonkit.models import ResNet
-from poisonkit.models.predict import ensemble_logits
+from poisonkit.models.predict import ensemble_logits, multiply_adds
 from poisonkit.random import key
 from poisonkit.train import Job, Recipe, fit_job, fit_stack, stack_size
 from poisonkit.types import ImageDataset
@@ -98,6 +98,8 @@ def asking(name: str, wide: ResNet, shape: tuple[int, int, int], batch_size: int
     }
     times = interleave(candidates, ROUNDS)
     note = f"{partitions} of width {narrow.width} against one of {wide.width}, batch {batch_size}, 1000 classes; "
-    note += f"single {median(times['single']):.3g} s"
+    note += f"single {median(times['single']):.3g} s; "
+    work = partitions * multiply_adds(base[0], shape) / multiply_adds(single[0], shape)
+    note += f"{work:.2f} times its multiply-adds, since the first layer has as many channels to read"
     ratio = 1 / speedup(times, "ensemble", over="single")
     return row(f"stacked/cpu/predict/{name}/k{partitions}/of_single", ratio, "ratio", ROUNDS, note, "lower")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from poisonkit.attacks import BlendedPatch
 from poisonkit.commands import options as opt
 from poisonkit.engine import Local, Progress, Run
 from poisonkit.experiments.lab import Lab
@@ -112,7 +113,7 @@ def test_table_1(lab: Lab) -> None:
 def test_rows_of_noise_come_on_top(lab: Lab) -> None:
     setting, tenth = SCALES["smoke"], len(lab.train) // 10
     for attack, alpha in (("BadNet", 1), ("WaNet", 1), ("blend", 0.4)):
-        poison = reproduce._poison(lab, replace(setting, alpha=alpha), attack, key(0))
+        poison = reproduce._poison(lab, replace(setting, patch=BlendedPatch(alpha=alpha)), attack, key(0))
         assert poison
         assert abs(int((poison.labels == 0).sum()) - tenth * (1.2 if attack == "WaNet" else 1)) <= 0.05 * tenth
         assert isinstance(poison.goal, Backdoor)

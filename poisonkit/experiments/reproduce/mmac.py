@@ -8,7 +8,7 @@ set (``--data cifar100``) their parts are named after it, and only CIFAR-10 and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from statistics import mean, pstdev
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from poisonkit import metrics
 from poisonkit.attacks import BadNetsRandom, BlendedPatch, Chessboard, InputAware, LabelConsistent, WaNet
+from poisonkit.attacks.crafting import PLAIN_SURROGATE
 from poisonkit.data.augment import Augment
 from poisonkit.data.priors import PRIORS
 from poisonkit.defenses.guards import MMDF
@@ -47,7 +48,7 @@ class Setting:
     attacks     those of Table 1
     rate        share of rows with a trigger that get the target's label, rows of noise not counted; the clean-label
                 attack poisons half of the target class
-    alpha       share of the patch in a row of the blended one
+    patch       the blended patch; ``drawn``, the input-aware attack; ``hard``, the clean-label one
     seeds       trainings of each attack, over which Table 1 has means and deviations
     longer      over-training, in times of the recipe's epochs
     seed        of everything random
@@ -60,7 +61,9 @@ class Setting:
     iterations: int = 300
     attacks: tuple[str, ...] = paper.ATTACKS
     rate: float = 0.1
-    alpha: float = 0.2
+    patch: BlendedPatch = field(default_factory=BlendedPatch)
+    drawn: InputAware = field(default_factory=InputAware)
+    hard: LabelConsistent = field(default_factory=LabelConsistent)
     seeds: int = 3
     longer: int = 5
     weights: tuple[float, ...] = paper.WEIGHTS
@@ -92,7 +95,9 @@ SCALES = {
         limit=20_000,
         clean=20,
         iterations=100,
-        alpha=0.4,
+        patch=BlendedPatch(alpha=0.4),
+        drawn=InputAware(width=8, mask_epochs=1, surrogate=replace(PLAIN_SURROGATE, epochs=8)),
+        hard=LabelConsistent(train_steps=1, steps=40, surrogate=PLAIN_SURROGATE),
     ),
     "paper": Setting(
         "cifar10",
@@ -106,14 +111,6 @@ SCALES = {
     ),
 }
 
-_ATTACKS: Mapping[str, Any] = {
-    "chessboard": Chessboard(),
-    "BadNet": BadNetsRandom(),
-    "blend": BlendedPatch(),
-    "WaNet": WaNet(),
-    "Input-aware": InputAware(),
-    "Clean-Label": LabelConsistent(),
-}
 _TITLES = {"cifar10": paper.TEN, "cifar100": paper.HUNDRED}
 
 
@@ -150,12 +147,23 @@ def _say(lab: Lab, name: str, images: Mapping[str, Tensor], make: Callable[[], C
     return lab.run.tensors(f"{name}/predictions", compute)
 
 
+def _attack(setting: Setting, name: str) -> Any:
+    """An attack by the name of its column."""
+    known = {
+        "chessboard": Chessboard(),
+        "BadNet": BadNetsRandom(),
+        "blend": setting.patch,
+        "WaNet": WaNet(),
+        "Input-aware": setting.drawn,
+        "Clean-Label": setting.hard,
+    }
+    return known[name]
+
+
 def _poison(lab: Lab, setting: Setting, attack: str, key: Key) -> Poison | None:
     if attack == paper.NO_ATTACK:
         return None
-    kind = _ATTACKS[attack]
-    if isinstance(kind, BlendedPatch):
-        kind = replace(kind, alpha=setting.alpha)
+    kind = _attack(setting, attack)
     if isinstance(kind, LabelConsistent):
         budget = Budget(0.5, clean_label=True, per_class=True)
     else:
