@@ -8,14 +8,14 @@ rows with the target's label, and rows with the patch of another image, which ke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from poisonkit.attacks.crafting import SURROGATE, State, below, weights_of
+from poisonkit.attacks.crafting import PLAIN_SURROGATE, State, below, weights_of
 from poisonkit.attacks.poisoning import Rows, choose
 from poisonkit.errors import require
 from poisonkit.models.unet import UNet
@@ -37,7 +37,7 @@ class InputAware:
     share        of a batch that carries its own patch while the networks are trained; as many carry another's
     density      share of the image that a mask may cover before it is penalised
     diversity    weight of the penalty on patches that are more alike than their images
-    mask_epochs  in which the masks are trained, before colours and surrogate
+    mask_epochs  in which the masks are trained, before colours and surrogate (25 in the paper)
     width        features of the networks that draw, at full scale (32 in the paper)
     rate         of Adam, for the networks that draw
     surrogate    how the attacker's own network is trained
@@ -51,10 +51,10 @@ class InputAware:
     share: float = 0.1
     density: float = 0.032
     diversity: float = 1.0
-    mask_epochs: int = 2
-    width: int = 16
+    mask_epochs: int = 1
+    width: int = 8
     rate: float = 0.01
-    surrogate: Recipe = SURROGATE
+    surrogate: Recipe = field(default_factory=lambda: replace(PLAIN_SURROGATE, epochs=8))
 
     def __post_init__(self) -> None:
         require(self.cross >= 0, "cross", "0 or more rows", self.cross)

@@ -96,7 +96,6 @@ SCALES = {
         clean=20,
         iterations=100,
         patch=BlendedPatch(alpha=0.4),
-        drawn=InputAware(width=8, mask_epochs=1, surrogate=replace(PLAIN_SURROGATE, epochs=8)),
         hard=LabelConsistent(train_steps=1, steps=40, surrogate=PLAIN_SURROGATE),
     ),
     "paper": Setting(
@@ -108,6 +107,7 @@ SCALES = {
             schedule=Step(0.1, (0.8, 0.9)),
             weight_decay=2e-4,
         ),
+        drawn=InputAware(mask_epochs=25, width=32),
     ),
 }
 
