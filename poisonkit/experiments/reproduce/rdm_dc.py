@@ -91,7 +91,7 @@ SCALES = {
         limit=10_000,
         # A hundredth of the paper's iterations, so longer steps
         dm=DM(images=10, iterations=200, batch_size=64, learning_rate=20.0, model=_SMALL),
-        poisoning=DMPoison(steps=150, restarts=1, model=_SMALL),
+        poisoning=DMPoison(steps=500, restarts=1, model=_SMALL),
         matching=GradientMatching(rate=1.0, steps=50, restarts=1, networks=2, surrogate=_surrogate(_SMALL, 6)),
         targets=3,
         runs=1,
