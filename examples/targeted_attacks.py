@@ -1,6 +1,6 @@
 """Targeted attacks on photographs of CIFAR-10, at a size for one thread: how often they succeed, and against EPIC.
 
-    python examples/targeted_attacks.py scratch gradient_matching --root data/ --seeds 10
+    python examples/targeted_attacks.py transfer bullseye_polytope --root data/ --seeds 10 --epic 0.6:5:reference
 
 prints a line of JSON a trial, and the rates. A trial is a seed: the target is class seed mod 10, the victim a test
 image of one of the other nine, which go round. The attacker's network is one for all trials, kept with --keep. Networks
@@ -12,76 +12,97 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import process_time
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from poisonkit import data
 from poisonkit.attacks import ATTACKS
-from poisonkit.defenses.training.epic import EPIC
+from poisonkit.defenses import EPIC
+from poisonkit.defenses.training import RandomSubset
 from poisonkit.models import ResNet, logits
 from poisonkit.models.features import features
 from poisonkit.random import key
-from poisonkit.train import OneCycle, Recipe, fit
+from poisonkit.train import Journal, OneCycle, Recipe, fit
 from poisonkit.types import Budget, ImageDataset
 
-# Not augmented, so that so few rows are fitted in so few epochs
-RECIPE = Recipe(ResNet(8, 32, stem="imagenet"), epochs=8, batch_size=64, schedule=OneCycle(0.02, 0.2), augment=None)
-# Of a linear layer, on the features of rows that the network was not trained on
-LAST = Recipe(epochs=40, batch_size=50, schedule=OneCycle(0.01, 0.1), augment=None, channels_last=False)
+Scenario = Literal["scratch", "transfer"]
+# Not augmented, so that few rows are fitted in few epochs
+RECIPES: dict[str, Recipe] = {
+    name: Recipe(model, epochs=8, batch_size=64, schedule=OneCycle(0.02, 0.2), augment=None)
+    for name, model in (("scratch", ResNet(8, 32, stem="imagenet")), ("transfer", ResNet(8, 16, stem="small")))
+}
+# Rows that the attacker's network is trained on: those of the victim; in transfer learning others than the victim's
+KNOWN = {"scratch": 2500, "transfer": 40_000}
+# Of a linear layer, on what the network makes of the victim's rows
+LAST = Recipe(epochs=40, batch_size=64, schedule=OneCycle(0.01, 0.1), augment=None, channels_last=False)
 MATCHING = {"eps": 32.0, "steps": 80, "rate": 8.0, "restarts": 1, "augment": None}
-NEAR = {"eps": 16.0, "steps": 150, "rate": 2.0}
+NEAR = {"eps": 8.0, "steps": 150, "rate": 2.0}
 OPTIONS: dict[str, dict[str, Any]] = {
     "gradient_matching": MATCHING,
     "adaptive_matching": {**MATCHING, "stages": 2},
     "bullseye_polytope": NEAR,
     "convex_polytope": NEAR,
-    "feature_collision": {"eps": 16.0},
+    "feature_collision": {"eps": 8.0},
 }
 
 
-def some(whole: ImageDataset, count: int, shift: int = 0) -> ImageDataset:
+def some(whole: ImageDataset, count: int) -> ImageDataset:
     """``count`` rows, spread evenly."""
-    return whole.take(torch.arange(count) * len(whole) // count + shift)
+    return whole.take(torch.arange(count) * len(whole) // count)
+
+
+def epic(text: str) -> EPIC:
+    """MEDOIDS, MEDOIDS:WARMUP or MEDOIDS:WARMUP:MODE."""
+    medoids, warmup, mode = (*text.split(":"), None, None)[:3]
+    return EPIC(float(medoids), warmup=int(warmup) if warmup else None, mode=mode or "paper")
+
+
+def random(text: str) -> RandomSubset:
+    """SHARE or SHARE:WARMUP: what dropping that many rows does by itself."""
+    share, warmup = (*text.split(":"), None)[:2]
+    return RandomSubset(share=float(share), warmup=int(warmup) if warmup else None)
 
 
 def trials(
     root: Path,
-    scenario: str,
+    scenario: Scenario,
     name: str,
     *,
     seeds: range,
     rate: float,
-    medoids: float = 0.0,
-    warmup: int | None = None,
+    defenses: dict[str, EPIC | RandomSubset] | None = None,
+    known: int | None = None,
     keep: Path | None = None,
     **changed: Any,
 ) -> Iterator[dict[str, Any]]:
-    """What came of each trial; ``medoids`` of EPIC, 0 for none, and its ``warmup``."""
+    """What came of each trial, undefended and with each of ``defenses``; ``known`` rows of the attacker's network."""
     train, test = data.load("cifar10", root)
-    pool, first = some(test, 1000), some(train, 2500)
-    model = fit(first, RECIPE, key=key(999), directory=keep)
-    scratch = scenario == "scratch"
-    train = first if scratch else some(train, 1000, 7)
+    pool, scratch, recipe = some(test, 1000), scenario == "scratch", RECIPES[scenario]
+    mine = torch.arange(len(train)) % 5 == 0
+    first = some(train if scratch else train.take((~mine).nonzero()[:, 0]), known or KNOWN[scenario])
+    train = first if scratch else train.take(mine.nonzero()[:, 0])
+    model = fit(first, recipe, key=key(999), directory=keep)
     # in transfer learning the victim trains a linear layer on what the network makes of an image, here once for all
     seen = (lambda images: images) if scratch else (lambda images: features(model, images)[0][:, :, None, None])
 
-    def trained(dirty: ImageDataset, seed: int, defense: Any = fit) -> nn.Module:
+    def trained(dirty: ImageDataset, seed: int, defense: Any = fit, **kept: Any) -> nn.Module:
         own = key(seed).child("victim")
         if scratch:
-            return defense(dirty, RECIPE, key=own)
-        known = ImageDataset(seen(dirty.images), dirty.labels, dirty.classes)
+            return defense(dirty, recipe, key=own, **kept)
+        represented = ImageDataset(seen(dirty.images), dirty.labels, dirty.classes)
         with own.child("head").ambient():
-            start = nn.Sequential(nn.Flatten(), nn.Linear(known.shape[0], known.num_classes))
-        return defense(known, LAST, key=own, model=start)
+            start = nn.Sequential(nn.Flatten(), nn.Linear(represented.shape[0], represented.num_classes))
+        return defense(represented, LAST, key=own, model=start, **kept)
 
     clean = trained(train, 998)
     for seed in seeds:
         target, victim_class = seed % 10, (seed + 1 + seed // 10) % 10
-        options = {**OPTIONS[name], "target": target, "victim_class": victim_class, "surrogate": RECIPE, **changed}
+        options = {**OPTIONS[name], "target": target, "victim_class": victim_class, "surrogate": recipe, **changed}
         attack: Any = ATTACKS[name](**options)
         given = {"key": key(seed), "victims": pool}
         began = process_time()
@@ -89,9 +110,13 @@ def trials(
         crafted = process_time() - began
         poison = attack(train, Budget(rate), state=state, **given)
         dirty = poison.apply(train)
-        networks = {"clean": clean, "undefended": trained(dirty, seed)}
-        if medoids:
-            networks["epic"] = trained(dirty, seed, EPIC(medoids, warmup=warmup, every=None if scratch else 1))
+        networks, left = {"clean": clean, "undefended": trained(dirty, seed)}, {}
+        for label, defense in (defenses or {}).items():
+            # a look every epoch in transfer learning, as in the paper
+            journal = Journal()
+            networks[label] = trained(dirty, seed, defense if scratch else replace(defense, every=1), journal=journal)
+            dropped = journal.notes["dropped_at"] >= 0
+            left[label] = {"dropped": int(dropped.sum()), "poisons_dropped": int(dropped[poison.rows].sum())}
         found = {"seed": seed, "poisons": len(poison.rows), "loss": round(float(state["loss"].min()), 3)}
         for label, network in networks.items():
             probabilities = logits(network, seen(poison.goal.images)).softmax(1)[0]
@@ -100,13 +125,14 @@ def trials(
                 "success": bool(probabilities.argmax() == target),
                 "probability": round(float(probabilities[target]), 3),
                 "accuracy": round(float(right.double().mean()), 3),
+                **left.get(label, {}),
             }
         yield {**found, "craft_seconds": round(crafted, 1), "seconds": round(process_time() - began, 1)}
 
 
 def rates(found: list[dict[str, Any]]) -> dict[str, str]:
     """How often the attack succeeded, and the mean accuracy, by network."""
-    labels = [label for label in ("clean", "undefended", "epic") if label in found[0]]
+    labels = [label for label, value in found[0].items() if isinstance(value, dict)]
     return {
         label: f"{sum(each[label]['success'] for each in found)} of {len(found)}, "
         f"accuracy {sum(each[label]['accuracy'] for each in found) / len(found):.3f}"
@@ -124,8 +150,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.01)
     parser.add_argument("--eps", type=float)
     parser.add_argument("--soft", action="store_true", help="no eps: feature collision's pull instead")
-    parser.add_argument("--medoids", type=float, default=0.0)
-    parser.add_argument("--warmup", type=int, help="epochs before EPIC's first look (default: its own rule)")
+    parser.add_argument("--epic", nargs="+", default=[], metavar="MEDOIDS[:WARMUP[:MODE]]")
+    parser.add_argument("--random", nargs="+", default=[], metavar="SHARE[:WARMUP]", help="rows dropped at each look")
     parser.add_argument("--keep", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -137,8 +163,10 @@ def main() -> None:
         arguments.attack,
         seeds=range(arguments.first, arguments.first + arguments.seeds),
         rate=arguments.rate,
-        medoids=arguments.medoids,
-        warmup=arguments.warmup,
+        defenses={
+            **{f"EPIC {text}": epic(text) for text in arguments.epic},
+            **{f"random {text}": random(text) for text in arguments.random},
+        },
         keep=arguments.keep,
         **changed,
     ):

@@ -388,8 +388,8 @@ def test_it_is_known_for_what_it_is(attack: Any) -> None:
 
 @pytest.mark.slow
 def test_bullseye_polytope_succeeds_on_photographs(data_root: Path) -> None:
-    """Four of these five where it was measured; the bound leaves room for other processors."""
-    found = list(trials(data_root, "transfer", "bullseye_polytope", seeds=range(5), rate=0.01))
-    assert sum(each["undefended"]["success"] for each in found) >= 3
+    """All three where it was measured, by a network that saw a quarter of the example's rows."""
+    found = list(trials(data_root, "transfer", "bullseye_polytope", seeds=range(1, 4), rate=0.01, known=10_000))
+    assert sum(each["undefended"]["success"] for each in found) >= 2
     assert not any(each["clean"]["success"] for each in found)
     assert min(each["undefended"]["accuracy"] - each["clean"]["accuracy"] for each in found) > -0.05
