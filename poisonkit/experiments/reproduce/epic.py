@@ -37,7 +37,7 @@ from poisonkit.experiments.lab import Lab
 from poisonkit.experiments.reproduce import epic_paper as paper
 from poisonkit.experiments.reproduce.registry import Kind, Part, Reproduction, Training, relative
 from poisonkit.models import VGG, ResNet
-from poisonkit.train import Recipe, Step
+from poisonkit.train import OneCycle, Recipe, Step
 from poisonkit.types import Victims
 
 
@@ -48,7 +48,7 @@ class Setting:
     data      its data set; ``digits-32`` is the digits enlarged to 3×32×32
     recipe    of the short training, which is that of transfer learning too
     limit     use so many training and test rows, spread evenly; None for all
-    long      epochs of the long training, whose rate is cut after a half and three quarters
+    long      epochs of the long training; where the rate is cut, it is after a half and three quarters
     tuned     learning rate of fine-tuning
     trials    poisoned training sets of each attack
     rate      share of the rows that are poisoned
@@ -92,7 +92,8 @@ SMALL = replace(
     model=ResNet(8, 32, stem="imagenet"),
     epochs=8,
     batch_size=64,
-    schedule=_schedule(0.02),
+    schedule=OneCycle(0.02, 0.2),
+    nesterov=False,
     augment=None,
 )
 SMOKE = Recipe(
@@ -138,7 +139,15 @@ _SMALL = Setting(
 SCALES = {"smoke": _SMOKE, "small": _SMALL, "paper": Setting("cifar10", PAPER)}
 TINY_SCALES = {
     "smoke": _SMOKE,
-    "small": replace(_SMALL, data="tiny-imagenet-50", recipe=replace(SMALL, model=VGG(11, 8, stem="small"))),
+    # classes of 200 rows, a quarter of one of them poisoned
+    "small": replace(
+        _SMALL,
+        data="tiny-imagenet-50",
+        recipe=replace(SMALL, model=VGG(11, 8, stem="small")),
+        limit=10_000,
+        rate=0.005,
+        trials=5,
+    ),
     "paper": replace(
         SCALES["paper"], data="tiny-imagenet", recipe=replace(PAPER, model=VGG(16, stem="small"), epochs=200), trials=10
     ),
@@ -183,9 +192,9 @@ def _trial(lab: Lab, setting: Setting, kind: str, number: int) -> Trial:
 def _epic(setting: Setting, scenario: Scenario, medoids: float) -> EPIC:
     """EPIC as the paper and, where it says nothing, the released code run it."""
     if scenario == "scratch":
-        return EPIC(medoids)
+        return EPIC(medoids, mode=setting.mode)
     if scenario == "transfer":
-        return EPIC(medoids, every=1)
+        return EPIC(medoids, mode=setting.mode, every=1)
     return EPIC(0.6, mode="reference", warmup=setting.recipe.epochs // 8, every=1)
 
 
@@ -240,8 +249,9 @@ def _all(setting: Setting) -> dict[str, Any]:
 
 def _long(setting: Setting) -> Recipe:
     schedule = setting.recipe.schedule
-    assert isinstance(schedule, Step)
-    return replace(setting.recipe, epochs=setting.long, schedule=replace(schedule, milestones=(0.5, 0.75)))
+    if isinstance(schedule, Step):
+        schedule = replace(schedule, milestones=(0.5, 0.75))
+    return replace(setting.recipe, epochs=setting.long, schedule=schedule)
 
 
 def table1(lab: Lab, setting: Setting) -> list[Part]:
