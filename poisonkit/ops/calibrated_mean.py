@@ -120,12 +120,13 @@ def top_direction(r: Tensor, offsets: Sequence[int] | Tensor | None = None) -> T
         )
 
 
-def in_gram_space(rows: int, iterations: int) -> bool:
-    """Whether a group is iterated in Gram space: where its Gram matrix costs less than that many passes over it.
+def in_gram_space(rows: int, dim: int, iterations: int) -> bool:
+    """Whether a group is iterated in Gram space: where that takes less arithmetic, by a fixed rule of shapes.
 
-    It costs rows / 2 passes at a higher speed, for it reuses what is in registers.
+    An iteration takes 2 · rows · dim multiply-adds without the Gram matrix and rows² with it, at about half the speed;
+    the matrix itself rows² · dim / 2, at five times the speed, for it reuses what is in registers.
     """
-    return 14 * iterations > rows
+    return 10 * iterations * (dim - rows) > rows * dim
 
 
 def _integers(values: Sequence[int] | Tensor) -> list[int]:
@@ -176,7 +177,8 @@ def _native(
     if d > 1 and r.stride(1) != 1:
         r = r.contiguous()
     start = start.contiguous()
-    groups = [(b - a, k, in_gram_space(b - a, iterations)) for (a, b), k in zip(pairwise(offsets), drop, strict=True)]
+    sizes = [b - a for a, b in pairwise(offsets)]
+    groups = [(n, k, in_gram_space(n, d, iterations)) for n, k in zip(sizes, drop, strict=True)]
     table = torch.tensor(groups, dtype=torch.int64)
     mean, dropped, scores = result = _fake(r, start, offsets, drop, iterations, tolerance)
     core.calibrated_mean(
@@ -291,9 +293,9 @@ def calibrate(
     In each group, X being its rows less their mean: ``v <- X'X v / |X'X v|``, ``iterations`` times from ``start``; the
     scores are ``|X v|``; the ``drop`` largest are dropped, of equal scores the first; the mean is that of the others.
     It stops before if ``X v / |X v|`` moves by ``tolerance`` or less in one iteration; 0 never does. The covariance is
-    never formed: groups of more rows than ``14 * iterations`` take one pass over X an iteration, others form X X' once
-    and iterate there, with the same v but for rounding. Without variance all scores are 0. A group with a row that is
-    not finite gets NaN for its mean and all its scores.
+    never formed: groups of many rows for their ``d`` and ``iterations`` take one pass over X an iteration, others form
+    X X' once and iterate there, with the same v but for rounding (``in_gram_space`` is the rule). Without variance all
+    scores are 0. A group with a row that is not finite gets NaN for its mean and all its scores.
 
     Means are summed in float64 (by the CPU kernel, after sums of at most four rows in float32); all else is in the
     dtype of ``r``, X scaled by a power of two so that its squares stay in range. The CPU kernel is float32 only; it
@@ -324,7 +326,7 @@ def calibrate(
     x = torch.ldexp(torch.where(real[..., None], rows - mean[:, None], 0), exponent[..., None])
 
     w = x @ (start / start.norm())
-    gram = x @ x.mT if in_gram_space(N, iterations) else None
+    gram = x @ x.mT if in_gram_space(N, d, iterations) else None
     stopped = torch.zeros(B, 1, dtype=torch.bool, device=r.device)
     for _ in range(iterations):
         if gram is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -323,6 +324,17 @@ def greedy_medoids(
     return results
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()  # on a CPU threads wait for each other longer than such small steps take
 def _greedy(costs: _Costs, k: int, draws: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Picks [k], each row's nearest of them [n] and gains [k] in steps of the lattice, by eager updates of all gains.
 

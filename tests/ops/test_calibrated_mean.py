@@ -23,7 +23,7 @@ EVERY_PATH = pytest.mark.parametrize("isa", PATHS)
 @pytest.fixture
 def gram(request, monkeypatch):
     """Whether all groups are iterated in Gram space, whatever their sizes."""
-    monkeypatch.setattr(module, "in_gram_space", lambda rows, iterations: request.param)
+    monkeypatch.setattr(module, "in_gram_space", lambda rows, dim, iterations: request.param)
     return request.param
 
 
@@ -151,8 +151,9 @@ def test_both_spaces_give_the_same_sequence(isa, iterations, monkeypatch):
 
 
 def test_the_rule_is_of_shapes_alone():
-    assert (module.in_gram_space(256, 10), module.in_gram_space(256, 50)) == (False, True)
-    assert not module.in_gram_space(5000, 50)
+    assert (module.in_gram_space(256, 2048, 10), module.in_gram_space(256, 2048, 50)) == (False, True)
+    assert not module.in_gram_space(5000, 2048, 50)
+    assert not module.in_gram_space(256, 256, 1000)  # an iteration costs as much there as here
 
 
 @EVERY_PATH

@@ -101,6 +101,18 @@ def test_equals_a_naive_greedy_in_float64(isa, similarity, n, d, k):
     )
 
 
+def test_the_fallback_takes_one_thread(monkeypatch):
+    seen, x = [], torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    module = sys.modules["poisonkit.ops.facility_location"]
+    summed = module._Costs.summed
+    monkeypatch.setattr(module._Costs, "summed", lambda *args: seen.append(torch.get_num_threads()) or summed(*args))
+    torch.set_num_threads(3)
+    with ops.isa("reference"):
+        ops.facility_location(x, [0, 20], [5])
+    assert seen and set(seen) == {1}
+    assert torch.get_num_threads() == 3
+
+
 @EVERY_ISA
 @pytest.mark.parametrize("seed", range(5))
 def test_brute_force(isa, seed):
