@@ -55,7 +55,7 @@ def test_the_paper_as_printed() -> None:
 def test_the_setting_of_the_paper() -> None:
     setting = REPRODUCTIONS["rdm-dc/table2"].scales["paper"]
     assert (setting.dm.images, setting.dm.iterations, setting.dm.batch_size, setting.dm.rate) == (50, 20_000, 256, 0.01)
-    assert (setting.targets, setting.runs, setting.eps) == (5, 5, (64.0, 128.0))
+    assert (setting.targets, setting.runs, setting.eps) == (5, 5, (64.0, 128.0, 32.0))
     assert (setting.poisoning.rate, setting.matching.rate, setting.matching.networks) == (1.0, 1.0, 16)
     assert setting.recipe.epochs == 1000
     # a condensation of CIFAR-10: 7.2e15 operations, two a multiply-add, and a network on its images 0.15e15
@@ -71,10 +71,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ConvNet(1, 4)
     setting = replace(
         smoke,
-        limit=120,
+        limit=500,
         recipe=replace(smoke.recipe, epochs=2, model=model),
-        dm=replace(smoke.dm, images=1, iterations=2, batch_size=8, model=model, rate=0.02),
+        dm=replace(smoke.dm, images=1, iterations=2, batch_size=8, model=model),
         poisoning=replace(smoke.poisoning, steps=1, model=model),
+        untargeted=replace(smoke.untargeted, steps=1, model=model),
         matching=replace(smoke.matching, steps=1, surrogate=replace(smoke.matching.surrogate, model=model, epochs=1)),
         targets=1,
         looks=1,
@@ -97,8 +98,9 @@ def test_all_of_the_paper(tmp_path: Path) -> None:
     assert two["On clean data", "random rows", "accuracy"]["ours"] is not None
     assert two[f"{paper.DEFENSES}: left out of a mean", "RDM-DC", "poisoned rows"]["ours"] is not None
     condensations = len(list(tmp_path.rglob("synthetic.safetensors")))
-    # five means against DM poisoning, DM and RDM-DC against the others, the larger bound, clean data
-    assert condensations == 5 + 2 + 2 + 2 + 2
+    # five means against DM poisoning, DM and RDM-DC against the others, the other bounds, clean data, untargeted
+    assert condensations == 5 + 2 + 2 + 2 + 2 + 2 + 2
+    assert two["Untargeted attack", "RDM-DC", "accuracy"]["ours"] is not None
     exponents = {
         row["column"]: row["ours"] for row in results["rdm-dc/lemma4.1", "smoke"].rows if row["row"] == "direct attack"
     }

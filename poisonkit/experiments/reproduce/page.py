@@ -146,6 +146,7 @@ def _charts(result: Result, x_label: str, y_label: str) -> list[tuple[str, repor
         rows = [row for row in result.rows if row["part"] == part and row["ours"] is not None]
         if not rows or not all(row["row"].isdecimal() for row in rows):
             continue
+        rows = [row for row in rows if row["ours"] > 0]  # zeros have no place on such an axis
         series = [
             report.Series(
                 column,
