@@ -29,7 +29,11 @@ _GPU = "a CUDA device"
 _DISK = "35 GB of free disk"
 _IMAGES = "CIFAR-10"
 _MAPS = [f"{size}/{layout}" for size in ("128x64x32x32", "256x256x16x16") for layout in ("contiguous", "channels_last")]
-_TRIGGERS = {"pattern": 1.3, "blend": 3, "sinusoid": 5, "chessboard": 8, "warp": 2, "rotation": 1.3}
+# By side: the larger the images, the more of the time goes into fresh memory for them, which is the same for both
+_TRIGGERS = {
+    32: {"pattern": 1.3, "blend": 3, "sinusoid": 5, "chessboard": 8, "warp": 2, "rotation": 1.3},
+    64: {"pattern": 1.3, "blend": 3, "sinusoid": 5, "chessboard": 5, "warp": 1.7, "rotation": 1.3},
+}
 
 GOALS: dict[str, Goal] = {
     # One core's bandwidth reading the same array, measured between the kernel's runs.
@@ -113,8 +117,8 @@ GOALS: dict[str, Goal] = {
     # The same trigger, image by image in NumPy or Pillow.
     **{
         f"triggers/{name}/{side}/over_per_image": Goal(value, _ANY)
-        for side in (32, 64)
-        for name, value in _TRIGGERS.items()
+        for side, goals in _TRIGGERS.items()
+        for name, value in goals.items()
     },
     # The device's own read bandwidth, and the op written in torch.
     "weighted_sum_hash/cuda/12288/of_read": Goal(0.85, _GPU),

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bench import __main__ as command_line
-from bench import gpu, imagenet64, measure, papers, peers, rows
+from bench import gpu, imagenet64, measure, papers, peers, rows, triggers
 from bench.goals import GOALS, Goal, standings
 from bench.measure import interleave, speedup
 from bench.place import Place, sections
@@ -157,6 +157,11 @@ def test_candidates_take_turns_and_ratios_compare_turns():
     assert ran == ["fast", "slow"] * 4
     assert times == {"fast": [2, 1, 2], "slow": [4, 4, 6]}
     assert speedup(times, "fast", over="slow") == 3
+
+
+def test_the_triggers_are_compared_with_the_same_image_by_image():
+    names = {each.name for each in triggers.bench(count=40, rounds=1)}
+    assert {name for name in GOALS if name.startswith("triggers/")} < names
 
 
 def test_gpu_script_parses():

@@ -28,7 +28,9 @@ class Smooth:
 
     target     the class the attacker wants
     rows       which rows may be picked: any, those of other classes, or those of the target
-    amplitude  the pattern spans 0 to this many pixel steps (51, a fifth of the range, in the paper)
+    amplitude  the pattern spans 0 to this many pixel steps (51, a fifth of the range, in the paper), unless
+    norm       its length, of pixels in [0, 1], would be more than this at 32×32, and as much a pixel elsewhere: that of
+               published patterns is 3.8 to 3.9. Without such a bound the best pattern is one colour all over
     blur       standard deviation of the Gaussian it is smoothed with, as a share of the image's height: 6 of 32 pixels
     steps      of gradient ascent, each on ``batch_size`` images
     surrogate  how the attacker's own network is trained
@@ -39,6 +41,7 @@ class Smooth:
     target: int = 0
     rows: Rows = "any"
     amplitude: float = 51.0
+    norm: float = 3.9
     blur: float = 0.1875
     steps: int = 200
     batch_size: int = 64
@@ -48,11 +51,14 @@ class Smooth:
         """The pattern, int16 [C, H, W]."""
         _, height, width = data.shape
         down, across = (gaussian(side, self.blur * height).to(data.device) for side in (height, width))
+        bound = 255 * self.norm * (height * width / 1024) ** 0.5
 
         def make(free: Tensor) -> Tensor:
             smooth = down @ free @ across.T
             low, high = smooth.amin(), smooth.amax()
-            return (smooth - low) * (self.amplitude / (high - low))
+            pattern = (smooth - low) * (self.amplitude / (high - low))
+            bounded: Tensor = pattern * (bound / pattern.norm()).clamp(max=1)
+            return bounded
 
         return universal(self, data, make, rate=0.1, key=key, fit=fit)
 
