@@ -1,7 +1,7 @@
 """BATT: random rows turned by an angle and relabelled to the target.
 
 Xu, Li, Jiang and Xia, "BATT: Backdoor Attack with Transformation-based Triggers", ICASSP 2023, arXiv 2211.01806.
-The paper also turns benign images by up to 10 degrees as augmentation, which belongs to the training recipe.
+The paper also turns benign images by up to 10 degrees as augmentation, which is the recipe's: ``Augment(rotate=10)``.
 """
 
 from __future__ import annotations

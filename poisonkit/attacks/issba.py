@@ -1,4 +1,4 @@
-"""ISSBA: a secret hidden in random rows by a network, in each image otherwise, relabelled to the target.
+"""ISSBA: a secret hidden in random rows by a network that sees the image, relabelled to the target.
 
 Li, Li, Wu, Li, He and Lyu, "Invisible Backdoor Attack with Sample-Specific Triggers", ICCV 2021, arXiv 2012.03816. The
 encoder and the decoder that makes it write legibly are trained here, from scratch, on the attacker's data. The paper

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor, nn
 
 from poisonkit.attacks.crafting import SURROGATE, Fit, State
 from poisonkit.attacks.poisoning import Rows, choose
@@ -61,17 +62,15 @@ class LabelConsistent:
         model.load_state_dict(state or self.craft(data, key=key))
         chosen = choose(data, self.target, budget, key, self.rows)
         goal = Backdoor(self.trigger({}), self.target)
+        images = self.perturbed(model, data.images[chosen], data.labels[chosen], key)
+        return Poison(chosen, goal.trigger(images), goal.wanted(data.labels[chosen]), goal, budget)
+
+    def perturbed(self, model: nn.Module, images: Tensor, labels: Tensor, key: Key) -> Tensor:
+        """``images`` (uint8 [N, C, H, W]) made hard for ``model`` to give their ``labels`` (int64 [N])."""
         hard = [
             projected_descent(
-                model,
-                data.images[rows],
-                data.labels[rows],
-                eps=self.eps,
-                step=self.step,
-                steps=self.steps,
-                key=key.child("start", i),
+                model, some, wanted, eps=self.eps, step=self.step, steps=self.steps, key=key.child("start", i)
             )
-            for i, rows in enumerate(torch.split(chosen, 256))
+            for i, (some, wanted) in enumerate(zip(torch.split(images, 256), torch.split(labels, 256), strict=True))
         ]
-        images = torch.cat([data.images[:0].float(), *hard]).round().to(torch.uint8)
-        return Poison(chosen, goal.trigger(images), goal.wanted(data.labels[chosen]), goal, budget)
+        return torch.cat([images[:0].float(), *hard]).round().to(torch.uint8)

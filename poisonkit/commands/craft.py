@@ -7,24 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from poisonkit import metrics, report
-from poisonkit.attacks import ATTACKS
+from poisonkit.attacks import ATTACKS, LabelConsistent
 from poisonkit.attacks.crafting import CraftedAttack, below, rise, surrogate, twin
 from poisonkit.commands import options as opt
 from poisonkit.commands.parsing import Commands
 from poisonkit.engine import Progress, crafting
+from poisonkit.models import predict
 from poisonkit.perturb import Score
 from poisonkit.random import Key, key
 from poisonkit.train import new_model
 from poisonkit.train.checkpoints import save_tensors
-from poisonkit.triggers import Additive, Encoded, Generated, Overlay
+from poisonkit.triggers import Additive, Corners, Encoded, Generated, Overlay
 from poisonkit.types import Backdoor, ImageDataset, Trigger
 
 CRAFTED = [name for name, kind in ATTACKS.items() if isinstance(kind(), CraftedAttack)]
 
 TWINS = 5
+PERTURBED = 500
 
 
 def add(commands: Commands) -> None:
@@ -60,6 +63,11 @@ def _craft(arguments: argparse.Namespace, options: list[str]) -> None:
         model = new_model(attack.surrogate, train, root)
         model.load_state_dict(below(state, "surrogate"))
         print(report.text_table(*proof_of_patches(model.eval(), trigger, test, attack.target)))
+    elif isinstance(trigger, Corners):
+        model = new_model(attack.surrogate, train, root)
+        model.load_state_dict(state)
+        images = test.images[test.labels == attack.target][:PERTURBED]
+        print(report.text_table(*proof_of_perturbation(model.eval(), attack, images, root.child("twin"))))
     elif isinstance(trigger, Encoded):
         print(report.text_table(*proof_of_secret(trigger, lambda images: attack.read(state, images), test)))
 
@@ -95,6 +103,22 @@ def proof_of_patches(
     return ["test images of other classes", "called the target"], [
         [name, report.percent(metrics.attack_success_rate(model, test, Backdoor(each, target)))]
         for name, each in triggers.items()
+    ]
+
+
+def proof_of_perturbation(
+    model: nn.Module, attack: LabelConsistent, images: Tensor, root: Key
+) -> tuple[list[str], list[list[object]]]:
+    """How hard images of the target class are for the surrogate, which was trained on such ones, before and after."""
+    labels = torch.full((len(images),), attack.target, device=images.device)
+    noise = (torch.rand(images.shape, generator=root.generator()) > 0.5).to(images.device) * 2 * attack.eps - attack.eps
+    given = {
+        "as they are": images,
+        f"changed by {attack.eps:g} steps at random": (images + noise).clamp(0, 255).round().to(torch.uint8),
+        "with their perturbation": attack.perturbed(model, images, labels, root),
+    }
+    return ["test images of the target class", "called so"], [
+        [name, report.percent(metrics.accuracy(predict(model, each), labels))] for name, each in given.items()
     ]
 
 

@@ -167,7 +167,15 @@ def defend(lab: Lab, name: str, defense: object, poison: Poison | None, clean: I
 
     kept = run.tensors(f"{name}/said", said)
     run.sweep(name)
-    success, poison_accuracy = attacked(kept, test, poison)
     accuracy = metrics.accuracy(kept["clean"], test.labels.cpu())
-    rows.append(Row(name, accuracy, success, poison_accuracy, {1: accuracy}, None, seconds_of(run, name)))
+    rows.append(
+        Row(
+            name,
+            accuracy,
+            guesses={1: accuracy},
+            certified=None,
+            seconds=seconds_of(run, name),
+            **attacked(kept, test, poison)._asdict(),
+        )
+    )
     return Comparison(tuple(rows), *pictures(lab.train, poison), findings=findings(kept, dirty, poison))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class Row:
                which has no certificate
     seconds    training time; of one base model for the 1/k baseline
     chance_level  share of the clean test images of other classes that are called the target
+    attack_success_rate_including_target  counts test images that are of the target class already, too
     """
 
     name: str
@@ -39,6 +41,7 @@ class Row:
     certified: dict[int, tuple[float, ...]] | None
     seconds: float
     chance_level: float | None = None
+    attack_success_rate_including_target: float | None = None
 
 
 def asked(test: ImageDataset, poison: Poison | None) -> dict[str, Tensor]:
@@ -51,27 +54,32 @@ def asked(test: ImageDataset, poison: Poison | None) -> dict[str, Tensor]:
     return images
 
 
-def attacked(
-    said: Mapping[str, Tensor], test: ImageDataset, poison: Poison | None
-) -> tuple[float | None, float | None]:
-    """Attack success and poison accuracy of predictions (int64 by part of :func:`asked`), where they mean anything."""
+class Attacked(NamedTuple):
+    """The rates of a :class:`Row` that are about the attack, by its names; None where one means nothing."""
+
+    attack_success_rate: float | None = None
+    poison_accuracy: float | None = None
+    chance_level: float | None = None
+    attack_success_rate_including_target: float | None = None
+
+
+def attacked(said: Mapping[str, Tensor], test: ImageDataset, poison: Poison | None) -> Attacked:
+    """What the predictions (int64 by part of :func:`asked`) say of the attack."""
     if not poison:
-        return None, None
-    if isinstance(poison.goal, Victims):
-        hit = metrics.accuracy(said["victims"].cpu(), poison.goal.labels.cpu()) if "victims" in said else None
-        return hit, None  # an untargeted attack has no victims: it shows in the clean accuracy
+        return Attacked()
+    if isinstance(poison.goal, Victims):  # an untargeted attack has none: it shows in the clean accuracy
+        return Attacked(
+            metrics.accuracy(said["victims"].cpu(), poison.goal.labels.cpu()) if "victims" in said else None
+        )
     labels, triggered = test.labels.cpu(), said["triggered"].cpu()
     target = poison.goal.wanted(labels)
     other = labels != target
-    return metrics.success_rate(triggered, labels, target), metrics.accuracy(triggered[other], labels[other])
-
-
-def chance_level(prediction: Tensor, test: ImageDataset, poison: Poison | None) -> float | None:
-    """What attack success is without the trigger, of predictions of the clean test images, for a backdoor."""
-    if not (poison and isinstance(poison.goal, Backdoor)):
-        return None
-    labels = test.labels.cpu()
-    return metrics.success_rate(prediction.cpu(), labels, poison.goal.wanted(labels))
+    return Attacked(
+        metrics.success_rate(triggered, labels, target),
+        metrics.accuracy(triggered[other], labels[other]),
+        metrics.success_rate(said["clean"].cpu(), labels, target),
+        metrics.success_rate(triggered, labels, target, include_target=True),
+    )
 
 
 def poll(run: Run, name: str, ensemble: Ensemble, test: ImageDataset, poison: Poison | None) -> dict[str, Ballots]:
@@ -97,9 +105,7 @@ def measure(
     labels = test.labels.cpu()
     certificate = ensemble.count(ballots["clean"])
     accuracy = metrics.accuracy(certificate.prediction, labels)
-    success, poison_accuracy = attacked(
-        {part: ensemble.count(ballot).prediction for part, ballot in ballots.items()}, test, poison
-    )
+    said = {part: ensemble.count(ballot).prediction for part, ballot in ballots.items()}
     guesses = [n for n in GUESSES if n <= ballots["clean"]["top"].shape[2]]
     radii = {n: ensemble.count_top(ballots["clean"], labels, n) for n in guesses}
     # the first guess is what the vote itself says, which need not be plurality
@@ -107,12 +113,10 @@ def measure(
     return Row(
         name=name,
         clean_accuracy=accuracy,
-        attack_success_rate=success,
-        poison_accuracy=poison_accuracy,
+        **attacked(said, test, poison)._asdict(),
         guesses={n: accuracy if n == 1 else _share(radius >= 0) for n, radius in radii.items()},
         certified={n: _curve(radius) for n, radius in radii.items()} if certify else None,
         seconds=seconds,
-        chance_level=chance_level(certificate.prediction, test, poison),
     )
 
 
@@ -146,10 +150,8 @@ def mean(name: str, rows: Sequence[Row], seconds: float) -> Row:
     return Row(
         name=name,
         clean_accuracy=over([row.clean_accuracy for row in rows]) or 0.0,
-        attack_success_rate=over([row.attack_success_rate for row in rows]),
-        poison_accuracy=over([row.poison_accuracy for row in rows]),
+        **{rate: over([getattr(row, rate) for row in rows]) for rate in Attacked._fields},
         guesses={n: over([row.guesses[n] for row in rows]) or 0.0 for n in rows[0].guesses},
         certified=None,
         seconds=seconds,
-        chance_level=over([row.chance_level for row in rows]),
     )

@@ -46,6 +46,7 @@ def data_table(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
         "attack_success_rate",
         "poison_accuracy",
         "chance_level",
+        "attack_success_rate_including_target",
         "train_seconds",
     ]
     headers += [f"acc@{n}" for n in guesses] + [f"certified acc@{n} r={r}" for n in guesses for r in range(reach)]
@@ -58,6 +59,7 @@ def data_table(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
             row.attack_success_rate,
             row.poison_accuracy,
             row.chance_level,
+            row.attack_success_rate_including_target,
             row.seconds,
         ]
         cells.append([*first, *map(row.guesses.get, guesses), *certified])

@@ -130,12 +130,12 @@ class _Training:
         longest = max(map(len, plans))
         # Rows of the data, and how to augment them; a place that has finished takes row 0
         index = torch.zeros(longest, size, count, dtype=torch.int64, device=self.device)
-        drawn = torch.zeros(longest, size, count, 3, dtype=torch.int64, device=self.device)
+        drawn = torch.zeros(longest, size, count, 4, dtype=torch.int64, device=self.device)
         for place, (job, rows, plan) in enumerate(zip(self.jobs, self.rows, plans, strict=True)):
             index[: len(plan), :, place] = rows[plan]
             if recipe.augment:
                 mine = recipe.augment.draw(plan.flatten(), job.key.child("augment", epoch))
-                drawn[: len(plan), :, place] = mine.view(*plan.shape, 3)
+                drawn[: len(plan), :, place] = mine.view(*plan.shape, 4)
         losses, hits = torch.zeros(2, longest, count, device=self.device)
         for step in range(longest):
             idle = [place for place, plan in enumerate(plans) if step >= len(plan)]

@@ -71,6 +71,19 @@ def test_craft_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "50.00% of the target class of 60 training images" in page
 
 
+def test_craft_says_how_hard_label_consistent_images_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    some = ["--data", "digits", "--attack.eps", "60", "--attack.step", "15", "--attack.steps", "8"]
+    some += ["--attack.train_steps", "1", "--attack.surrogate.augment", "none", "--attack.surrogate.model.width", "8"]
+    assert main(["craft", "label_consistent", *some, "--attack.surrogate.epochs", "4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    clean, random, hard = (float(line.split()[-2]) for line in lines if line.endswith("%"))
+    assert clean > 80
+    assert hard < min(clean, random) - 20
+
+
 def test_only_attacks_with_a_network_are_crafted(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["craft", "sig", "--data", "digits"]) == 2
     error = capsys.readouterr().err

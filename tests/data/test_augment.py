@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from poisonkit.data.augment import Augment
@@ -14,11 +16,11 @@ from poisonkit.random import Key, key
 
 
 class Fixed(Key):
-    """A key whose every draw is given: (down, right, mirror)."""
+    """A key whose every draw is given: (down, right, mirror, turn)."""
 
     def below(self, limits: tuple[int, ...], positions: Tensor) -> Tensor:
-        assert limits == (3, 3, 2)
-        return torch.tensor([[0, 0, 0], [1, 1, 0], [2, 1, 0], [1, 0, 1]])[positions]
+        assert limits == (3, 3, 2, 1)
+        return torch.tensor([[0, 0, 0, 0], [1, 1, 0, 0], [2, 1, 0, 0], [1, 0, 1, 0]])[positions]
 
 
 def test_pixels_by_hand() -> None:
@@ -73,6 +75,22 @@ def test_each_image_as_if_alone(shape: tuple[int, int, int], crop: int, flip: bo
         assert torch.equal(together[i], expected)
 
 
+def test_turns_are_those_of_pillow() -> None:
+    images = torch.randint(0, 256, (40, 3, 12, 9), dtype=torch.uint8, generator=key(1).generator())
+    augment, stream = Augment(crop=0, flip=False, rotate=10), key(0)
+    turned, drawn = augment(images, torch.arange(40), stream), augment.draw(torch.arange(40), stream)[:, 3]
+    assert len(drawn.unique()) > 10
+    assert (drawn >= 0).all()
+    assert (drawn <= 20).all()
+    for image, found, by in zip(images, turned, drawn.tolist(), strict=True):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy()).rotate(by - 10, Image.Resampling.NEAREST)
+        assert torch.equal(found, torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+    free = torch.ones_like(images).float().requires_grad_(True)
+    taken = augment(free, torch.arange(40), stream)
+    (slope,) = torch.autograd.grad(taken.sum(), free)
+    assert slope.sum() == taken.sum() < taken.numel()
+
+
 def test_nothing_to_do() -> None:
     images = torch.arange(24, dtype=torch.uint8).view(2, 1, 3, 4)
     assert torch.equal(Augment(0, flip=False)(images, torch.arange(2), key(0)), images)
@@ -97,3 +115,5 @@ def test_images_are_not_changed_in_place() -> None:
 def test_rejects() -> None:
     with pytest.raises(ArgumentError, match="crop must be 0 or more"):
         Augment(-1)
+    with pytest.raises(ArgumentError, match="rotate must be in"):
+        Augment(rotate=-1)

@@ -87,7 +87,7 @@ class Trial:
             return {**found, "dropped_at": dropped_at}
 
         kept = self.lab.run.tensors(f"{name}/said", said)
-        success, _ = attacked(kept, self.lab.test, self.poison)
+        success = attacked(kept, self.lab.test, self.poison).attack_success_rate
         assert success is not None
         accuracy = metrics.accuracy(kept["clean"], self.lab.test.labels.cpu())
         return Outcome(success, accuracy, before + seconds_of(self.lab.run, name), kept["dropped_at"])
