@@ -15,6 +15,7 @@ import poisonkit as pk
 from poisonkit.defenses.detectors.mm_bd import MMBD, fit_gamma, p_values
 from poisonkit.defenses.guards.mmdf import MMDF, upper_tail
 from poisonkit.defenses.margins import Ascent, margin, noise
+from poisonkit.defenses.repair.bounding import settled
 from poisonkit.defenses.repair.mm_bm import MMBM
 from poisonkit.defenses.repair.mmac import MMAC
 from poisonkit.defenses.repair.mmom import MMOM
@@ -95,7 +96,14 @@ def test_mmac_on_one_neuron() -> None:
     assert len(journal.notes["losses"]) == 300
     nothing = MMAC(weight=0.0)(model, clean, key=key(0), journal=journal)
     assert bound(nothing) == 4  # the largest clean activation changes nothing
-    assert len(journal.notes["losses"]) == 2  # and so the loss, which is the end
+    assert len(journal.notes["losses"]) == 4  # and so the loss, three times, which is the end
+
+
+def test_a_loss_that_turns_has_not_settled() -> None:
+    losses = torch.tensor([1.0, 3.0, 4.0, 4.00001, 3.9, 3.90001, 3.90002, 3.90001])
+    assert [settled(losses[:n], 1e-4) for n in range(1, 9)] == [False] * 7 + [True]
+    assert not settled(torch.zeros(3), 1e-4)
+    assert not settled(torch.zeros(9), 0.0)
 
 
 def test_mmom_on_one_neuron() -> None:

@@ -25,6 +25,7 @@ Precision = Literal["float32", "bfloat16"]
 Fit = Callable[[Tensor, Tensor], Tensor]
 _SAVE_EVERY = 25
 _BATCH = 250
+_STILL = 3  # changes of the loss; the papers' rule is about one
 
 
 class Bounding:
@@ -134,7 +135,7 @@ def alternate(
     """Minimise the mean of ``fit`` and ``weight`` times the mean margin of maximisers, which climb before every step.
 
     Of each class there are ``starts``, by default as many as clean images; they go on from where they were. Ends after
-    ``iterations``, or where the loss has changed by less than ``tolerance``. With ``hold``, every 10 iterations after
+    ``iterations``, or where the loss has :func:`settled`. With ``hold``, every 10 iterations after
     30 the weight is raised where the bounded network still classifies that share right of what the model did, and else
     lowered. Notes the loss of each iteration.
     """
@@ -164,15 +165,20 @@ def alternate(
         bounding.descend()
         loss = torch.stack([part.detach() for part in parts]).sum().cpu()
         _check_finite(loss)
-        before, state["losses"] = state["losses"], torch.cat([state["losses"], loss[None]])
+        state["losses"] = torch.cat([state["losses"], loss[None]])
         journal.say(f"iteration {iteration + 1}/{iterations}: loss {float(loss):.4f}")
-        if len(before) and abs(float(loss - before[-1])) < tolerance:
+        if settled(state["losses"], tolerance):
             break
         if able is not None and hold and iteration in range(30, iterations, 10):
             state["weight"] = state["weight"] * _factor(right, int(able.sum()), hold)
         bounding.keep(state, iteration + 1)
     journal.notes["losses"] = state["losses"]
     return bounding.repaired()
+
+
+def settled(losses: Tensor, tolerance: float) -> bool:
+    """Whether each of the last changes was below ``tolerance``: one alone is, too, where a loss turns."""
+    return len(losses) > _STILL and bool((losses[-_STILL - 1 :].diff().abs() < tolerance).all())
 
 
 def by_epochs(

@@ -37,7 +37,7 @@ class MMAC:
     hold        every 10 iterations, after 30, λ is multiplied by 1.2 where at least this share of the clean images that
                 were classified right still are, and else divided by it, as the code does; None: λ stays
     iterations  at most so many (epochs in the released mode)
-    tolerance   an end where the loss has changed by less
+    tolerance   an end where the loss has changed by less, three times running
     starts      J, maximisers of each class; None for as many as it has clean images
     ascent      of the maximisers between two steps; the paper says gradient ascent
     rate        of Adam

@@ -32,7 +32,7 @@ class MMOM:
 
     weight      λ, of the margins (0 to 1e-4 do the same in the paper's table 3; 0 takes no maximisers at all)
     iterations  at most so many
-    tolerance   an end where the loss has changed by less
+    tolerance   an end where the loss has changed by less, three times running
     starts      J, maximisers of each class; None for as many as it has clean images
     ascent      of the maximisers between two steps; the paper says gradient ascent
     rate        of Adam
