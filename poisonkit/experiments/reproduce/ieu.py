@@ -144,8 +144,9 @@ def _bench(lab: Lab, setting: Setting, under: str = "") -> _Bench:
 def _poison(lab: Lab, bench: _Bench, attack: str, rate: float) -> Poison:
     # SIG poisons all of its target class, which is class 1 everywhere in the paper
     budget = Budget(1.0, per_class=True) if attack == "sig" else Budget(rate)
+    options = {"noise": 0} if attack == "wanet" else {}  # the authors' WaNet has no rows of noise
     kind: Any = ATTACKS[attack]
-    ready = Ready(kind(target=1), lab.run.directory / "crafting", lab.progress)
+    ready = Ready(kind(target=1, **options), lab.run.directory / "crafting", lab.progress)
     return ready(bench.data, budget, key=lab.key.child("attack"))
 
 
