@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from poisonkit.attacks import (
+    BadNetsAllToAll,
+    BadNetsRandom,
+    BadNetsWhite,
+    Blended,
+    BlendedPatch,
+    CentrePatch,
+    SigWrapped,
+)
 from poisonkit.errors import ArgumentError
 from poisonkit.random import key
 from poisonkit.triggers import (
@@ -33,6 +43,7 @@ from poisonkit.triggers import (
     wrapped_wave,
 )
 from poisonkit.triggers.warp import identity_grid
+from poisonkit.types import Budget, ImageDataset
 
 SIDES = pytest.mark.parametrize("n", [32, 64])
 
@@ -180,13 +191,14 @@ def test_additive_saturates_for_every_pixel_and_step() -> None:
         Additive(torch.full((1, 2, 2), 256, dtype=torch.int16))
 
 
-def test_overlay_by_hand() -> None:
-    mask = torch.zeros(1, 32, 32, dtype=torch.bool)
-    mask[0, 31, 23:] = True
-    pixels = torch.zeros(3, 32, 32, dtype=torch.uint8)
+@SIDES
+def test_overlay_by_hand(n: int) -> None:
+    mask = torch.zeros(1, n, n, dtype=torch.bool)
+    mask[0, n - 1, n - 9 :] = True
+    pixels = torch.zeros(3, n, n, dtype=torch.uint8)
     pixels[1] = 255
-    made = Overlay(pixels, mask)(grey(32))[0]
-    assert made[:, 31, 23:].tolist() == [[0] * 9, [255] * 9, [0] * 9]
+    made = Overlay(pixels, mask)(grey(n))[0]
+    assert made[:, n - 1, n - 9 :].tolist() == [[0] * 9, [255] * 9, [0] * 9]
     assert int((made != 100).sum()) == 27
 
 
@@ -289,8 +301,9 @@ class Draws(nn.Module):
         return self.gain * seen.mean((1, 2, 3), keepdim=True).expand(-1, self.out, *seen.shape[2:])
 
 
-def test_a_generated_patch_by_hand() -> None:
-    dark, light = grey(8, 96), grey(8, 159)  # centred: -31.5/63.75 and 31.5/63.75
+@SIDES
+def test_a_generated_patch_by_hand(n: int) -> None:
+    dark, light = grey(n, 96), grey(n, 159)  # centred: -31.5/63.75 and 31.5/63.75
     trigger = Generated(Draws(1, 3), Draws(100, 1))
     # the mask is 1 for the light image and 0 for the dark one; the colour is 127.5 · (1 + tanh(0.494)) = 185.8
     made = trigger(torch.cat([dark, light]))
@@ -300,16 +313,64 @@ def test_a_generated_patch_by_hand() -> None:
     assert [image.unique().tolist() for image in crossed] == [[186], [159]]
     half = Generated(Draws(1, 3), Draws(0, 1))  # a mask of one half everywhere: (159 + 185.8)/2
     assert half(light).unique().tolist() == [172]
-    with pytest.raises(ArgumentError, match=r"donors must be of shape \[1, 3, 8, 8\], got \[2, 3, 8, 8\]"):
+    with pytest.raises(ArgumentError, match=rf"donors must be of shape \[1, 3, {n}, {n}\], got \[2, 3, {n}, {n}\]"):
         trigger.crossed(dark, made)
 
 
-def test_a_hidden_secret_by_hand() -> None:
+@SIDES
+def test_a_hidden_secret_by_hand(n: int) -> None:
     class Writes(Encoder):
         def forward(self, images: Tensor, secrets: Tensor) -> Tensor:
             return (100 * secrets[:, :1] + images.mean((1, 2, 3))[:, None] / 8)[..., None, None].expand_as(images)
 
-    hidden = Encoded(Writes((3, 8, 8), 2, 1), torch.tensor([1.0, 0.0]))
+    hidden = Encoded(Writes((3, n, n), 2, 1), torch.tensor([1.0, 0.0]))
     # 100 + 100/8 = 112.5 steps more, and 160 + 100 + 20 saturates
-    assert hidden(torch.cat([grey(8, 100), grey(8, 160)]))[:, 0, 0, 0].tolist() == [213, 255]
-    assert hidden(grey(8, 100, count=0)).shape == (0, 3, 8, 8)
+    assert hidden(torch.cat([grey(n, 100), grey(n, 160)])).flatten(1).unique(dim=1).tolist() == [[213], [255]]
+    assert hidden(grey(n, 100, count=0)).shape == (0, 3, n, n)
+
+
+def stamped(attack: Any, n: int, level: int = 100) -> Tensor:
+    """What an attack's trigger makes of a grey image: int64 [3, n, n]."""
+    rows = ImageDataset(noise(n, 8), torch.arange(8) % 4, tuple("abcd"))
+    budget = Budget(1.0, per_class=True) if getattr(attack, "rows", "any") == "target" else Budget(0.5)
+    trigger = attack(rows, budget, key=key(5)).goal.trigger
+    return trigger(grey(n, level))[0].long()
+
+
+@SIDES
+def test_squares_of_the_attacks_by_hand(n: int) -> None:
+    fold = n // 32
+    corner, centre = stamped(BadNetsWhite(), n), stamped(CentrePatch(), n)
+    assert (corner[:, -3 * fold :, -3 * fold :] == 255).all()
+    assert int((corner != 100).sum()) == 3 * (3 * fold) ** 2
+    assert (centre[:, 12 * fold : 20 * fold, 12 * fold : 20 * fold] == 0).all()
+    assert int((centre != 100).sum()) == 3 * (8 * fold) ** 2
+
+
+@SIDES
+@pytest.mark.parametrize("attack", [BadNetsRandom(), BadNetsAllToAll()])
+def test_a_random_patch_by_hand(attack: Any, n: int) -> None:
+    black, white = stamped(attack, n, 0), stamped(attack, n, 255)
+    at = (black == white).all(0).nonzero()  # what does not depend on the image
+    size = 3 * n // 32
+    (top, left), (bottom, right) = at.amin(0).tolist(), at.amax(0).tolist()
+    assert (bottom - top + 1, right - left + 1, len(at)) == (size, size, size * size)
+    assert len(black[:, top : bottom + 1, left : right + 1].unique()) > size  # colours, not one
+
+
+@SIDES
+def test_a_faint_patch_is_a_fifth_of_the_random_one(n: int) -> None:
+    faint, patch, untouched = (
+        stamped(attack, n) for attack in (BlendedPatch(), BadNetsRandom(), BlendedPatch(alpha=0))
+    )
+    assert (untouched == 100).all()
+    # 0.8 · 100 + 0.2 · colour, to the nearest, halves up; beside the patch both are the image
+    assert torch.equal(faint, (8 * 100 + 2 * patch + 5) // 10)
+
+
+@SIDES
+def test_blends_of_the_attacks_by_hand(n: int) -> None:
+    assert torch.equal(stamped(Blended(), n), (8 * 100 + 2 * texture(3, n, n).long() + 5) // 10)
+    columns = (8 * 100 + 2 * wrapped_wave(n)[0, 0].long() + 5) // 10
+    assert torch.equal(stamped(SigWrapped(), n), columns.expand(3, n, n))
+    assert columns[: 5 * n // 32 : n // 32].tolist() == [80, 83, 84, 83, 131]  # of 0, 14, 19, 13, 255
