@@ -58,6 +58,8 @@ def test_the_setting_of_the_paper() -> None:
     assert (setting.targets, setting.runs, setting.eps) == (5, 5, (64.0, 128.0, 32.0))
     assert (setting.poisoning.rate, setting.matching.rate, setting.matching.networks) == (1.0, 1.0, 16)
     assert setting.recipe.epochs == 1000
+    tiny = REPRODUCTIONS["rdm-dc/table4"].scales["paper"]
+    assert {each.model for each in (tiny.dm, tiny.poisoning, tiny.recipe)} == {ConvNet(4)}
     # a condensation of CIFAR-10: 7.2e15 operations, two a multiply-add, and a network on its images 0.15e15
     condensation, network = study._condensations(setting, 1)
     shape, classes, _ = SHAPES["cifar10"]

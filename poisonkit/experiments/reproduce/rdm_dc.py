@@ -75,6 +75,7 @@ def _surrogate(model: ConvNet, epochs: int) -> Recipe:
 
 _DIGITS = Siamese(("color", "crop", "cutout", "scale", "rotate"))
 _TINY, _SMALL, _SMALL_64 = ConvNet(2, 8), ConvNet(3, 32), ConvNet(4, 32)
+_DEEPER = ConvNet(4)  # images of twice the side are halved once more
 SCALES = {
     "smoke": Setting(
         "digits-32",
@@ -114,7 +115,13 @@ TINY_SCALES = {
         recipe=replace(SCALES["small"].recipe, model=_SMALL_64),
         targets=3,
     ),
-    "paper": replace(SCALES["paper"], data="tiny-imagenet-50", dm=DM(rate=_RATE)),
+    "paper": replace(
+        SCALES["paper"],
+        data="tiny-imagenet-50",
+        dm=DM(rate=_RATE, model=_DEEPER),
+        poisoning=DMPoison(model=_DEEPER),
+        recipe=replace(EVALUATION, model=_DEEPER),
+    ),
 }
 MEANS: dict[str, RobustMean] = {
     paper.DM: Mean(),
